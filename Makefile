@@ -1,0 +1,118 @@
+# `make demo` and `make test` need Python >= 3.10 and a C++ compiler, and do all the rest in .venv.
+# Steps leave stamps there, so that a second call starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+# One version for everybody who develops; options may follow: make TORCH="torch --index-url https://..."
+TORCH ?= torch==2.13.0
+# --system-site-packages: use the torch and all else that PYTHON already has; needs no network where nothing is missing.
+VENV_FLAGS ?=
+# Which extras of pyproject.toml to install; EXTRAS= for none.
+EXTRAS ?= dev
+PYTEST_FLAGS ?=
+BENCH_FLAGS ?= --json --plot
+DEMO_FLAGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PY := $(VENV)/bin/python
+# The Ninja generator where there is one; cmake falls back to make by itself.
+CMAKE_CONFIGURE := cmake -S . $$(command -v ninja >/dev/null && echo -G Ninja)
+CPP_FILES := find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build install demo test pytest cpp-test lint format bench sanitize clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" EXTRAS=$(EXTRAS)'
+	@echo '             VENV_FLAGS PYTEST_FLAGS BENCH_FLAGS DEMO_FLAGS FOCAL_CUDA_BUILD=auto|cpu|cuda MAX_JOBS'
+
+demo: install  ## set up, then train a detector with three losses; writes demo.png (DEMO_FLAGS=--help)
+	$(PY) examples/dense_digits.py $(DEMO_FLAGS)
+
+test: install  ## set up, then every test: pytest, C++ tests, lint
+	@$(MAKE) --no-print-directory pytest cpp-test lint
+	@printf '\n== all tests passed\n'
+
+build: $(VENV)/.stamp-tools  ## build in place, incrementally (about 2 s when nothing changed)
+	@printf '\n== building the extension\n'
+	$(PY) setup.py build_ext --inplace
+
+bench: install  ## measure everything, print tables, write bench/results
+	$(PY) -m bench $(BENCH_FLAGS)
+
+sanitize: install  ## C++ tests under the address and undefined behaviour sanitizers
+	@printf '\n== C++ tests under ASan and UBSan\n'
+	$(CMAKE_CONFIGURE) -B build/sanitize -DFOCAL_CUDA_SANITIZE=ON -DFOCAL_CUDA_CUDA=OFF
+	cmake --build build/sanitize --parallel
+	ctest --test-dir build/sanitize --output-on-failure
+
+pytest: install
+	@printf '\n== pytest\n'
+	$(PY) -m pytest $(PYTEST_FLAGS)
+
+cpp-test: install
+	@printf '\n== C++ tests\n'
+	$(CMAKE_CONFIGURE) -B build/cpp
+	cmake --build build/cpp --parallel
+	ctest --test-dir build/cpp --output-on-failure
+
+lint: install  ## ruff, clang-format
+	@printf '\n== lint\n'
+	ruff check
+	ruff format --check
+	$(CPP_FILES) | xargs clang-format --dry-run -Werror
+
+format: install  ## apply ruff's and clang-format's formatting
+	ruff check --fix
+	ruff format
+	$(CPP_FILES) | xargs clang-format -i
+
+clean:  ## remove everything built; the environment stays (rm -r .venv)
+	rm -rf build dist *.egg-info focal_cuda/*.so .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# --- set-up ----------------------------------------------------------------------------------------------------------
+
+install: build $(VENV)/.stamp-install
+
+$(VENV)/.stamp-install: pyproject.toml | build
+	@printf '\n== installing focal_cuda in $(VENV), editable\n'
+	$(PY) -m pip install --no-build-isolation $(if $(EXTRAS),-e '.[$(EXTRAS)]',--no-deps -e .)
+	@touch $@
+
+# ninja is a convenience: without it torch's build is serial.
+$(VENV)/.stamp-tools: $(VENV)/.stamp-torch
+	@$(PY) -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null \
+		|| $(PY) -m pip install 'setuptools>=77'
+	@command -v ninja >/dev/null || $(PY) -m pip install ninja || echo 'no ninja: building one file at a time'
+	@touch $@
+
+$(VENV)/.stamp-torch: $(VENV)/.stamp-venv
+	@if version=$$($(PY) -c 'import sys; sys.path.insert(0, "_build"); import config, torch; \
+		config.check_torch_version(torch.__version__); print(torch.__version__)' 2>/dev/null); then \
+		printf '\n== torch %s is there\n' "$$version"; \
+	else \
+		printf '\n== installing %s\n' '$(TORCH)'; \
+		$(PY) -m pip install $(TORCH); \
+	fi
+	@touch $@
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo 'expected Python >= 3.10 as $(PYTHON), got' "$$($(PYTHON) --version 2>&1)"; \
+		echo 'install one (Debian, Ubuntu: apt install python3 python3-venv python3-dev), or say make PYTHON=python3.12'; \
+		exit 1; }
+	@if [ ! -x $(PY) ]; then \
+		printf '\n== creating $(VENV) with %s\n' "$$($(PYTHON) --version)"; \
+		$(PYTHON) -m venv $(VENV_FLAGS) $(VENV) || { \
+			rm -rf $(VENV); \
+			echo '$(PYTHON) -m venv failed; install it (Debian, Ubuntu: apt install python3-venv)'; \
+			exit 1; }; \
+	fi
+	@touch $@
