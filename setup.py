@@ -12,6 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import SetupError
@@ -20,6 +21,12 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "_build"))
 
 import config  # noqa: E402
+
+if int(setuptools.__version__.split(".")[0]) < config.MINIMUM_SETUPTOOLS:
+    sys.exit(
+        f"focal_cuda: expected setuptools >= {config.MINIMUM_SETUPTOOLS}, got {setuptools.__version__}; "
+        "upgrade it: python -m pip install --upgrade setuptools."
+    )
 
 # The loops are written for these: errno and floating point traps are what keep gcc from vectorising selects.
 # Never -ffast-math, which flips a process to flush-to-zero; never -std, torch sets what its headers need.
@@ -86,8 +93,6 @@ def extensions(torch, plan):
     from torch.utils import cpp_extension
 
     sources = config.sources()
-    # Everything a rebuild must notice without ninja, which finds headers by itself.
-    depends = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     target = [("TORCH_TARGET_VERSION", config.TORCH_TARGET)]
     toolkit = plan.toolkit
     build_info = [
@@ -101,10 +106,9 @@ def extensions(torch, plan):
         result = cpp_extension.CppExtension(
             name,
             [path for kind in kinds for path in sources[kind]],
-            include_dirs=["csrc", *paths.pop("include_dirs", [])],
+            include_dirs=[str(ROOT / "csrc"), *paths.pop("include_dirs", [])],
             define_macros=target + macros,
             extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
-            depends=depends,
             **paths,
         )
         # The stable ABI lives in torch_cpu; a link to torch_python or c10 would tie the file to one torch.
@@ -159,6 +163,8 @@ class FocalBuildExt(BuildExtension):
             f"{os.environ['MAX_JOBS']} jobs",
             flush=True,
         )
+        # What is up to date is for ninja to say: setuptools knows neither headers nor changed flags.
+        self.force = True
         if self.editable_mode:
             # An editable install would compile everything again in a temporary folder; this one is shared
             # with `setup.py build_ext --inplace`, so that each reuses the other's objects.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIMUM_TORCH = (2, 11)
+MINIMUM_SETUPTOOLS = 77  # the first to read license = "BSD-3-Clause" in pyproject.toml
 # The LibTorch stable ABI of torch 2.11: what is built against it loads on every later torch too.
 TORCH_TARGET = "0x020b000000000000"
 SOURCE_KINDS = ("cpu", "torch", "bindings", "cuda", "torch_cuda")
