@@ -120,6 +120,9 @@ def softmax_focal_loss(
     labels = targets.long()
     counted = labels != ignore_index
     x = torch.where(counted.unsqueeze(class_dim), x, 0.0)
+    # Only differences matter, so they are formed first: float32 would lose digits of a large common offset.
+    largest = x.detach().amax(class_dim, keepdim=True)
+    x = x - torch.where(largest.isfinite(), largest, 0.0)
     t = torch.where(counted, labels, 0).unsqueeze(class_dim)
 
     is_target = t == _along(torch.arange(x.shape[class_dim], device=x.device), x, class_dim)

@@ -1,0 +1,109 @@
+"""How far a result may lie from the float64 oracle: the only place in the tests with such numbers.
+
+The oracle sees the logits as the kernel does, already rounded to their type, so all of the error is the
+kernel's. Every bound is relative to the true value (or to the largest gradient of its row): there is no absolute
+tolerance beyond the smallest normal number, because an absolute tolerance accepts anything where the loss is
+small, and small is what a focal loss is. test_tolerance.py shows that wrong results are rejected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Relative bounds of one computation type."""
+
+    loss: float  # each loss value, and each reduced loss (no term is negative, so nothing cancels in a sum)
+    row: float  # each gradient, relative to the largest of its row
+    element: (
+        float  # each gradient, relative to itself: a row of 128k classes has none that matters to its largest
+    )
+    tiny: float  # below this the machine itself stops being relative
+
+
+# float32: q**gamma = exp(gamma log q) carries the rounding of its argument, up to 87 units before it
+# underflows, hence 168 eps for the loss. float64 underflows at 708 instead of 87, hence eight times as many eps.
+PRECISIONS = {
+    torch.float32: Precision(loss=2e-5, row=2e-5, element=1e-4, tiny=torch.finfo(torch.float32).tiny),
+    torch.float64: Precision(loss=3e-13, row=3e-13, element=1.5e-12, tiny=torch.finfo(torch.float64).tiny),
+}
+
+
+def precision(dtype: torch.dtype) -> Precision:
+    """The bounds for logits of this type; half types are computed in float32."""
+    return PRECISIONS[torch.float64 if dtype == torch.float64 else torch.float32]
+
+
+def ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between neighbouring numbers of a type around a float64 value."""
+    info = torch.finfo(dtype)
+    magnitude = value.abs().clamp(min=info.tiny, max=info.max)
+    return torch.ldexp(torch.full_like(magnitude, info.eps), torch.frexp(magnitude).exponent - 1)
+
+
+def loss_bound(expected: Tensor, dtype: torch.dtype) -> Tensor:
+    """The allowed error of each loss value for logits of this type."""
+    p = precision(dtype)
+    return p.loss * expected.abs() + p.tiny
+
+
+def grad_bound(expected: Tensor, dtype: torch.dtype, row_dim: int | None, factor: float = 1.0) -> Tensor:
+    """The allowed error of each gradient.
+
+    row_dim: the dimension along which the gradients of one row lie, which share one sum and its rounding; None
+    where each gradient stands alone.
+    factor: the largest number an underflowing gradient was multiplied with (the upstream gradient, alpha).
+    """
+    p = precision(dtype)
+    bound = p.row * expected.abs()
+    if row_dim is not None and expected.numel():
+        bound = p.row * expected.abs().amax(row_dim, keepdim=True)
+        bound = torch.minimum(bound.expand_as(expected), p.element * expected.abs())
+    bound = bound + p.tiny * max(1.0, factor)
+    if dtype in (torch.float16, torch.bfloat16):
+        bound = bound + ulp(expected, dtype) / 2
+    return bound
+
+
+def soft_grad_bound(expected: Tensor, dtype: torch.dtype, row_dim: int, factor: float = 1.0) -> Tensor:
+    """The allowed error of the gradients of soft targets, which cancel where p = t."""
+    p = precision(dtype)
+    bound = expected.abs()
+    if expected.numel():
+        bound = bound.amax(row_dim, keepdim=True).expand_as(expected)
+    bound = p.row * bound + p.tiny * max(1.0, factor)
+    if dtype in (torch.float16, torch.bfloat16):
+        bound = bound + ulp(expected, dtype) / 2
+    return bound
+
+
+def mismatch(actual: Tensor, expected: Tensor, bound: Tensor) -> str | None:
+    """What is wrong with a result, or None. NaN and infinities must be where the oracle has them."""
+    actual = actual.detach().double()
+    if actual.shape != expected.shape:
+        return f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    error = (actual - expected).abs()
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    wrong = ~(same | (expected.isfinite() & (error <= bound)))
+    if not wrong.any():
+        return None
+    severity = torch.where(wrong, (error / bound).nan_to_num(torch.inf, torch.inf), -1.0)
+    worst = int(severity.argmax())
+    place = (
+        tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), actual.shape)) if actual.dim() else ()
+    )
+    got, want, allowed = (v.expand_as(expected).reshape(-1)[worst].item() for v in (actual, expected, bound))
+    return (
+        f"{int(wrong.sum())} of {wrong.numel()} wrong; worst at {place}: got {got!r}, expected {want!r}, "
+        f"error {abs(got - want):.3g} of allowed {allowed:.3g}"
+    )
+
+
+def assert_close(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:
+    problem = mismatch(actual, expected, bound)
+    assert problem is None, f"{what}: {problem}"
