@@ -86,11 +86,12 @@ $(VENV)/.stamp-install: pyproject.toml | build
 	$(PY) -m pip install --no-build-isolation $(if $(EXTRAS),-e '.[$(EXTRAS)]',--no-deps -e .)
 	@touch $@
 
-# ninja is a convenience: without it torch's build is serial.
+# The package ninja even where the system has one: two versions would keep discarding each other's build logs. It is a
+# convenience: without any, torch builds one file at a time.
 $(VENV)/.stamp-tools: $(VENV)/.stamp-torch
 	@$(PY) -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null \
 		|| $(PY) -m pip install 'setuptools>=77'
-	@command -v ninja >/dev/null || $(PY) -m pip install ninja || echo 'no ninja: building one file at a time'
+	@$(PY) -c 'import ninja' 2>/dev/null || $(PY) -m pip install --retries 1 ninja || true
 	@touch $@
 
 $(VENV)/.stamp-torch: $(VENV)/.stamp-venv
