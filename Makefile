@@ -6,6 +6,7 @@ VENV ?= .venv
 # One version for everybody who develops; options may follow: make TORCH="torch --index-url https://..."
 TORCH ?= torch==2.13.0
 # --system-site-packages: use the torch and all else that PYTHON already has; needs no network where nothing is missing.
+# An environment that exists is used as it is: make VENV=/path/to/it
 VENV_FLAGS ?=
 # Which extras of pyproject.toml to install; EXTRAS= for none.
 EXTRAS ?= dev
@@ -22,6 +23,13 @@ PY := $(VENV)/bin/python
 # The Ninja generator where there is one; cmake falls back to make by itself.
 CMAKE_CONFIGURE := cmake -S . $$(command -v ninja >/dev/null && echo -G Ninja)
 CPP_FILES := find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+
+# venv passes on the packages of PYTHON's base only, where PYTHON is itself of a virtual environment; and before Python
+# 3.12 it puts an old setuptools of its own in front.
+INHERIT := $(PYTHON) -c 'import sys, sysconfig; \
+	print(sysconfig.get_path("purelib") if sys.prefix != sys.base_prefix else "")' \
+	> "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/inherited.pth"; \
+	$(PY) -m pip uninstall --quiet --yes setuptools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -91,7 +99,8 @@ $(VENV)/.stamp-install: pyproject.toml | build
 $(VENV)/.stamp-tools: $(VENV)/.stamp-torch
 	@$(PY) -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null \
 		|| $(PY) -m pip install 'setuptools>=77'
-	@$(PY) -c 'import ninja' 2>/dev/null || $(PY) -m pip install --retries 1 ninja || true
+	@$(PY) -c 'import ninja' 2>/dev/null || $(PY) -m pip install --retries 1 ninja \
+		|| echo 'no package ninja: building with the one on PATH, else one file at a time'
 	@touch $@
 
 $(VENV)/.stamp-torch: $(VENV)/.stamp-venv
@@ -115,5 +124,6 @@ $(VENV)/.stamp-venv:
 			rm -rf $(VENV); \
 			echo '$(PYTHON) -m venv failed; install it (Debian, Ubuntu: apt install python3-venv)'; \
 			exit 1; }; \
+		$(if $(findstring --system-site-packages,$(VENV_FLAGS)),$(INHERIT);) \
 	fi
 	@touch $@
