@@ -1,0 +1,137 @@
+// Chooses the instruction set once, cuts tasks into tiles and chunks, keeps each thread's scratch memory.
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/prelude.h"
+
+namespace focal::cpu {
+
+namespace base {
+extern const Kernels table;
+}
+#if defined(__x86_64__)
+namespace v3 {
+extern const Kernels table;
+}
+namespace v4 {
+extern const Kernels table;
+}
+#endif
+
+namespace {
+
+const Kernels& choose() {
+  const Kernels* available[3] = {&base::table, nullptr, nullptr};
+  int count = 1;
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
+    available[count++] = &v3::table;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd")) {
+      available[count++] = &v4::table;
+    }
+  }
+#endif
+  const char* forced = std::getenv("FOCAL_CUDA_CPU_ISA");
+  if (!forced || !*forced) return *available[count - 1];
+  std::string names;
+  for (int i = 0; i < count; ++i) {
+    if (std::string(available[i]->isa) == forced) return *available[i];
+    names += (i ? ", " : "") + std::string(available[i]->isa);
+  }
+  throw std::runtime_error("focal_cuda: expected FOCAL_CUDA_CPU_ISA to be one of " + names +
+                           " on this processor, got '" + forced + "'; unset it to use the widest.");
+}
+
+constexpr int64_t kElementwiseTile = 2048;  // elements; eight float arrays of it and the conversions stay in L1 and L2
+constexpr int64_t kColumnsTileBytes = 38 << 10;  // one tile of logits in a 48 KiB L1
+constexpr int64_t kRowsBlock = 4096;
+constexpr int64_t kChunkElements =
+    1 << 16;                              // work of one chunk: long against a dispatch, short against a thread's share
+constexpr int64_t kShortRow = 64;         // below: a tile of rows side by side beats one row at a time
+constexpr int64_t kLongestColumn = 4096;  // above: a tile of 16 positions would leave the L2 cache
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void cut(Task& task) {
+  task.tiles = ceil_div(task.positions.count, task.tile_positions) * task.class_blocks();
+  const int64_t per_tile = std::max<int64_t>(1, task.tile_positions * std::min(task.tile_classes, task.classes));
+  task.tiles_per_chunk = std::max<int64_t>(1, kChunkElements / per_tile);
+  task.chunks = ceil_div(task.tiles, task.tiles_per_chunk);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+void plan_elementwise(Task& task) {
+  task.engine = Engine::kElementwise;
+  task.positions.order_by(kLogits);
+  task.positions.collapse();
+  task.positions.require_innermost();
+  task.tile_classes = std::min(task.classes, kElementwiseTile);
+  task.tile_positions = std::max<int64_t>(1, kElementwiseTile / task.tile_classes);
+  cut(task);
+}
+
+void plan_softmax(Task& task) {
+  task.positions.order_by(kLogits);
+  task.positions.collapse();
+  task.positions.require_innermost();
+  const bool contiguous = task.tensor[kLogits].class_stride == 1;
+  if (task.classes > kLongestColumn || (contiguous && task.classes >= kShortRow)) {
+    task.engine = Engine::kRows;
+    task.tile_positions = 1;
+    task.tile_classes = std::min(task.classes, kRowsBlock);
+    task.tiles = task.positions.count;
+    task.tiles_per_chunk = std::max<int64_t>(1, kChunkElements / task.classes);
+    task.chunks = ceil_div(task.tiles, task.tiles_per_chunk);
+    return;
+  }
+  task.engine = Engine::kColumns;
+  const int64_t bytes = task.tensor[kLogits].dtype == DType::kFloat64 ? 8 : 4;
+  const int64_t positions = kColumnsTileBytes / (task.classes * bytes) / 16 * 16;
+  task.tile_classes = task.classes;
+  task.tile_positions = std::min<int64_t>(256, std::max<int64_t>(16, positions));
+  cut(task);
+}
+
+void plan_scan(ScanTask& task) {
+  task.positions.collapse();
+  task.positions.require_innermost();
+  task.chunk_positions = kChunkElements;
+  task.chunks = ceil_div(task.positions.count, task.chunk_positions);
+}
+
+TargetCounts combine(const ScanTask& task) {
+  TargetCounts all;
+  for (int64_t i = 0; i < task.chunks; ++i) {
+    all.counted += task.counts[i].counted;
+    all.positives += task.counts[i].positives;
+    if (all.first_invalid < 0) all.first_invalid = task.counts[i].first_invalid;
+  }
+  return all;
+}
+
+void* thread_scratch(size_t bytes) {
+  struct Deleter {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  thread_local std::unique_ptr<void, Deleter> memory;
+  thread_local size_t capacity = 0;
+  if (capacity < bytes) {
+    memory.reset();
+    memory.reset(::operator new(bytes, std::align_val_t(64)));
+    capacity = bytes;
+  }
+  return memory.get();
+}
+
+}  // namespace focal::cpu

@@ -1,0 +1,65 @@
+// The engines compiled for one instruction set. The including file defines FOCAL_CPU_ISA (a namespace of its own, so that
+// no two instruction sets ever share a function) and sets the target before it includes this.
+#include "cpu/columns.h"
+#include "cpu/elementwise.h"
+#include "cpu/rows.h"
+#include "cpu/scan.h"
+
+namespace focal::cpu::FOCAL_CPU_ISA {
+
+void* scratch(size_t bytes) { return cpu::thread_scratch(bytes); }
+
+template <class Math>
+void run(const Task& task, int64_t first, int64_t last) {
+  using Term = FocalTerm<Math>;
+  switch (task.engine) {
+    case Engine::kElementwise: {
+      Elementwise<Term> engine(task);
+      for (int64_t i = first; i < last; ++i) engine.chunk(i);
+      return;
+    }
+    case Engine::kColumns: {
+      Columns<Term, Math> engine(task);
+      for (int64_t i = first; i < last; ++i) engine.chunk(i);
+      return;
+    }
+    case Engine::kRows: {
+      Rows<Term, Math> engine(task);
+      for (int64_t i = first; i < last; ++i) engine.chunk(i);
+      return;
+    }
+  }
+}
+
+void scan(const ScanTask& task, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) scan_chunk(task, i);
+}
+
+void elementary(const char* function, const float* in, float* out, int64_t n) {
+  switch (function[0] == 'e' ? 0 : function[3] == '1' ? 1 : 2) {
+    case 0:
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = PolyMath::exp(in[i]);
+      return;
+    case 1:
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = PolyMath::log1p(in[i]);
+      return;
+    default:
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = PolyMath::log(in[i]);
+  }
+}
+
+template <class Math, class Real = typename Math::Real>
+void margin(double gamma, const Real* in, Real* value, Real* deriv, int64_t n) {
+  Task task;
+  task.gamma = gamma;
+  FocalTerm<Math>::hard(task, in, value, deriv, static_cast<int>(n));
+}
+
+extern const Kernels table;
+const Kernels table = {FOCAL_CPU_ISA_NAME, run<PolyMath>,    run<LibmMath<double>>,   scan,
+                       elementary,         margin<PolyMath>, margin<LibmMath<double>>};
+
+}  // namespace focal::cpu::FOCAL_CPU_ISA

@@ -1,0 +1,98 @@
+// Loads and stores of runs: n elements at one stride, converted between their storage type and the computing type.
+// Compiled once per instruction set (FOCAL_CPU_ISA). Must not know: the loss, what targets mean.
+#pragma once
+
+#include "cpu/task.h"
+
+namespace focal::cpu::FOCAL_CPU_ISA {
+
+// One value where an array of them could stand.
+template <class Real>
+struct Uniform {
+  Real value;
+  FOCAL_INLINE Real operator[](int) const { return value; }
+};
+
+template <class Real, class Storage>
+void load_as(Real* FOCAL_RESTRICT out, const Storage* FOCAL_RESTRICT in, int64_t stride, int n) {
+  if (stride == 1) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) out[i] = to_real<Real>(in[i]);
+  } else {
+    for (int i = 0; i < n; ++i) out[i] = to_real<Real>(in[i * stride]);
+  }
+}
+
+// float64 tensors are computed in double, everything else in float; dense targets may be of any type for both.
+template <class Real>
+void load_run(Real* out, const Tensor& tensor, int64_t offset, int64_t stride, int n) {
+  const void* data = tensor.data;
+  switch (tensor.dtype) {
+    case DType::kFloat32: return load_as(out, static_cast<const float*>(data) + offset, stride, n);
+    case DType::kFloat64: return load_as(out, static_cast<const double*>(data) + offset, stride, n);
+    case DType::kFloat16: return load_as(out, static_cast<const Half*>(data) + offset, stride, n);
+    case DType::kBFloat16: return load_as(out, static_cast<const BFloat16*>(data) + offset, stride, n);
+    case DType::kUInt8: return load_as(out, static_cast<const uint8_t*>(data) + offset, stride, n);
+    case DType::kInt8: return load_as(out, static_cast<const int8_t*>(data) + offset, stride, n);
+    case DType::kInt16: return load_as(out, static_cast<const int16_t*>(data) + offset, stride, n);
+    case DType::kInt32: return load_as(out, static_cast<const int32_t*>(data) + offset, stride, n);
+    case DType::kInt64: return load_as(out, static_cast<const int64_t*>(data) + offset, stride, n);
+  }
+}
+
+template <class Storage, class Real, class Factor>
+void store_as(Storage* FOCAL_RESTRICT out, const Real* FOCAL_RESTRICT in, Factor factor, int64_t stride, int n) {
+  if (stride == 1) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) out[i] = from_real<Storage>(in[i] * factor[i]);
+  } else {
+    for (int i = 0; i < n; ++i) out[i * stride] = from_real<Storage>(in[i] * factor[i]);
+  }
+}
+
+// Stores in[i] * factor[i]. Losses and gradients are of the computing type or, gradients only, of a half type.
+template <class Factor>
+void store_run(const Tensor& tensor, int64_t offset, int64_t stride, const float* in, Factor factor, int n) {
+  switch (tensor.dtype) {
+    case DType::kFloat16: return store_as(static_cast<Half*>(tensor.data) + offset, in, factor, stride, n);
+    case DType::kBFloat16: return store_as(static_cast<BFloat16*>(tensor.data) + offset, in, factor, stride, n);
+    default: return store_as(static_cast<float*>(tensor.data) + offset, in, factor, stride, n);
+  }
+}
+
+template <class Factor>
+void store_run(const Tensor& tensor, int64_t offset, int64_t stride, const double* in, Factor factor, int n) {
+  store_as(static_cast<double*>(tensor.data) + offset, in, factor, stride, n);
+}
+
+template <class Storage>
+void load_codes_as(int32_t* FOCAL_RESTRICT out, const Storage* FOCAL_RESTRICT in, const IndexRule& rule, int64_t stride,
+                   int n) {
+  for (int i = 0; i < n; ++i) out[i] = rule.code(static_cast<int64_t>(in[i * stride]));
+}
+
+// Reads class labels as classes or codes (targets.h). They were found valid before.
+inline void load_codes(int32_t* out, const Tensor& tensor, const IndexRule& rule, int64_t offset, int64_t stride,
+                       int n) {
+  const void* data = tensor.data;
+  switch (tensor.dtype) {
+    case DType::kUInt8: return load_codes_as(out, static_cast<const uint8_t*>(data) + offset, rule, stride, n);
+    case DType::kInt8: return load_codes_as(out, static_cast<const int8_t*>(data) + offset, rule, stride, n);
+    case DType::kInt16: return load_codes_as(out, static_cast<const int16_t*>(data) + offset, rule, stride, n);
+    case DType::kInt32: return load_codes_as(out, static_cast<const int32_t*>(data) + offset, rule, stride, n);
+    default: return load_codes_as(out, static_cast<const int64_t*>(data) + offset, rule, stride, n);
+  }
+}
+
+template <class Real>
+double sum(const Real* values, int n) {
+  Real total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int i = 0; i < n; ++i) total += values[i];
+  return static_cast<double>(total);
+}
+
+// Scratch memory of the calling thread, 64-byte aligned, kept between calls.
+void* scratch(size_t bytes);
+
+}  // namespace focal::cpu::FOCAL_CPU_ISA

@@ -1,0 +1,108 @@
+// The elementary functions the loss is made of, as policies: exp of a non-positive argument, log1p on [0, 1], log.
+// Host and device. Must not know: the loss, tensors, threads.
+// Error bounds are tested over every binade by tests/test_math.py and tests/cpp/test_math.cpp.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__CUDACC__)
+#define FOCAL_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+// always_inline, not a hint: the bodies must be compiled for the instruction set of the wrapper that calls them.
+#define FOCAL_INLINE inline __attribute__((always_inline))
+#else
+#define FOCAL_INLINE inline
+#endif
+
+#define FOCAL_RESTRICT __restrict__
+
+namespace focal {
+
+template <class To, class From>
+FOCAL_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs types of one size");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class Real>
+FOCAL_INLINE Real absolute(Real x) {
+  return x < Real(0) ? -x : x;
+}
+
+// max(x, 0) that keeps -inf -> 0; a NaN gives 0 (its other uses keep the NaN alive).
+template <class Real>
+FOCAL_INLINE Real positive_part(Real x) {
+  return x > Real(0) ? x : Real(0);
+}
+
+// The C library: float64 on the CPU, and whatever a host-side test wants.
+template <class Real_>
+struct LibmMath {
+  using Real = Real_;
+  static FOCAL_INLINE Real exp(Real x) { return std::exp(x); }
+  static FOCAL_INLINE Real log1p(Real x) { return std::log1p(x); }
+  static FOCAL_INLINE Real log(Real x) { return std::log(x); }
+};
+
+// Branch-free float32 polynomials that a compiler turns into vector code of any width.
+//   exp    x <= 0                 relative error <= 1.2e-7; 0 below -87.33, where the result would be subnormal
+//   log1p  0 <= x <= 1            relative error <= 1.8e-7
+//   log    x normal, +-0 -> -inf  error <= 1.2e-7 max(|log x|, |x - 1|); inf and NaN pass through
+struct PolyMath {
+  using Real = float;
+
+  static FOCAL_INLINE float exp(float x) {
+    constexpr float kLowest = -87.33f;
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low mantissa bits
+    const float clamped = x < kLowest ? kLowest : x;
+    const float shifted = clamped * 1.442695041f + kRound;
+    const float n = shifted - kRound;
+    const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.381388055e-03f;
+    p = p * r + 8.369063458e-03f;
+    p = p * r + 4.166842182e-02f;
+    p = p * r + 1.666651776e-01f;
+    p = p * r + 4.999999325e-01f;
+    p = p * (r * r) + r + 1.0f;
+    const float scale = bit_cast<float>((bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
+    return x < kLowest ? 0.0f : p * scale;
+  }
+
+  // log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1].
+  static FOCAL_INLINE float log1p_core(float f) {
+    float q = 8.734770144e-02f;
+    q = q * f - 1.431581827e-01f;
+    q = q * f + 1.492145606e-01f;
+    q = q * f - 1.656964308e-01f;
+    q = q * f + 1.996169910e-01f;
+    q = q * f - 2.500177888e-01f;
+    q = q * f + 3.333395886e-01f;
+    q = q * f - 4.999999146e-01f;
+    return q * (f * f) + f;
+  }
+
+  static FOCAL_INLINE float log1p(float x) {
+    // Above sqrt(2) - 1: log(1 + x) = ln 2 + log(1 + (x - 1) / 2), and x - 1 is exact there or small beside 1.
+    const bool upper = x > 0.41421356f;
+    const float core = log1p_core(upper ? 0.5f * x - 0.5f : x);
+    return upper ? core + 0.693147181f : core;
+  }
+
+  static FOCAL_INLINE float log(float x) {
+    const uint32_t bits = bit_cast<uint32_t>(x);
+    const int32_t exponent =
+        static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;  // so that the mantissa is in [sqrt(1/2), sqrt(2))
+    const float mantissa = bit_cast<float>(bits - (static_cast<uint32_t>(exponent) << 23));
+    const float n = static_cast<float>(exponent);
+    const float y = n * 0.693359375f + (log1p_core(mantissa - 1.0f) - n * 2.12194440e-4f);
+    const float inf = std::numeric_limits<float>::infinity();
+    return x == 0.0f ? -inf : (x < inf ? y : x);
+  }
+};
+
+}  // namespace focal

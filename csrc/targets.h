@@ -1,0 +1,40 @@
+// How a target is read: the class index rules shared by all engines and devices, and the codes engines work with.
+// Host and device. Must not know: the loss, memory, threads.
+#pragma once
+
+#include "math/policy.h"
+
+namespace focal {
+
+// A label after reading: a class in [0, classes), or one of these.
+constexpr int32_t kBackground = -1;  // negative for every class (sigmoid)
+constexpr int32_t kIgnored = -2;     // contributes nothing, gets exactly zero gradient
+
+struct IndexRule {
+  int64_t classes;
+  int64_t ignore_index;
+  int64_t background_index;  // sigmoid: any integer; softmax: kNoBackground where it plays no part in the loss
+  bool background_allowed;   // false (softmax): background_index only says which class is not counted as a positive
+
+  FOCAL_INLINE int32_t code(int64_t label) const {
+    const int32_t index = background_allowed && label == background_index ? kBackground : static_cast<int32_t>(label);
+    return label == ignore_index ? kIgnored : index;
+  }
+  FOCAL_INLINE bool valid(int64_t label) const {
+    return label == ignore_index || (background_allowed && label == background_index) ||
+           (label >= 0 && label < classes);
+  }
+  FOCAL_INLINE bool counted(int64_t label) const { return label != ignore_index; }
+  FOCAL_INLINE bool positive(int64_t label) const { return label != ignore_index && label != background_index; }
+};
+
+// Dense sigmoid targets: a value in [0, 1], or the ignore_index.
+struct DenseRule {
+  double ignore_value;
+
+  FOCAL_INLINE bool valid(double target) const { return target == ignore_value || (target >= 0 && target <= 1); }
+  FOCAL_INLINE bool counted(double target) const { return target != ignore_value; }
+  FOCAL_INLINE bool positive(double target) const { return counted(target) && target > 0; }
+};
+
+}  // namespace focal

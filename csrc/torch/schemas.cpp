@@ -1,0 +1,27 @@
+// The operators' schemas: what Python and both devices agree on. Private; the public functions check their arguments.
+//   reduction   0 none, 1 mean over counted positions, 2 sum, 3 sum / max(positives, 1)
+//   scale       in: what a sum is multiplied by (1 / a number given as normalizer); out: what the sum was multiplied by
+//   background_index   a class that is no positive; the smallest int64 for none
+//   filled      grad_logits already holds the gradient for an upstream gradient of 1
+// with_gradient: the gradient for an upstream of 1 is made in the same pass; otherwise grad_logits comes back empty.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(focal_cuda, library) {
+#define FOCAL_TARGETS "Tensor targets, Tensor? alpha, "
+#define FOCAL_NUMBERS                                                                                \
+  "float positive_weight, float negative_weight, float gamma, int class_dim, int ignore_index, int " \
+  "background_index, int reduction"
+#define FOCAL_FORWARD FOCAL_TARGETS "Tensor? normalizer, float scale, " FOCAL_NUMBERS
+#define FOCAL_SCHEMAS(name)                                                                                   \
+  library.def(name "(Tensor logits, " FOCAL_FORWARD                                                           \
+                   ", bool with_gradient) -> (Tensor loss, Tensor scale, Tensor grad_logits)");               \
+  library.def(name "_inplace(Tensor(a!) logits, " FOCAL_FORWARD ") -> (Tensor loss, Tensor scale)");          \
+  library.def(name "_backward(Tensor grad_loss, Tensor logits, " FOCAL_TARGETS "Tensor scale, " FOCAL_NUMBERS \
+                   ", bool filled, Tensor(b!) grad_logits) -> ()");
+  FOCAL_SCHEMAS("sigmoid_focal_loss")
+  FOCAL_SCHEMAS("softmax_focal_loss")
+#undef FOCAL_TARGETS
+#undef FOCAL_NUMBERS
+#undef FOCAL_FORWARD
+#undef FOCAL_SCHEMAS
+}

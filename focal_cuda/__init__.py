@@ -1,0 +1,17 @@
+"""Focal loss, softmax and sigmoid, as fused kernels for PyTorch."""
+
+from . import reference
+from ._ops import build_info
+from ._version import __version__
+from .functional import sigmoid_focal_loss, softmax_focal_loss
+from .modules import SigmoidFocalLoss, SoftmaxFocalLoss
+
+__all__ = [
+    "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
+    "__version__",
+    "build_info",
+    "reference",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
+]

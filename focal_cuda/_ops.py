@@ -1,0 +1,223 @@
+"""Everything between the public functions and the compiled operators: loading them, their shapes for tracing
+(fakes), and their gradients. The one place that knows autograd; it knows no formula and checks no argument.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from . import reference
+
+NO_BACKGROUND = -(2**63)
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "positives": 3}
+MINIMUM_TORCH = (2, 11)
+
+_REMEDY = (
+    "Reinstall it against this torch ({torch}): `pip install --no-build-isolation --force-reinstall --no-deps "
+    "focal_cuda`, or `make build` in a checkout."
+)
+
+
+def _load() -> None:
+    remedy = _REMEDY.format(torch=torch.__version__)
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
+        raise ImportError(f"focal_cuda: expected torch >= 2.11, got {torch.__version__}; upgrade torch.")
+    try:
+        from . import _C  # noqa: F401  importing it registers the operators
+    except ImportError as error:
+        raise ImportError(
+            f"focal_cuda: its extension focal_cuda._C did not load ({error}). {remedy}"
+        ) from error
+    cuda_library = Path(__file__).with_name("_C_cuda.so")
+    if torch.version.cuda is not None and cuda_library.exists():
+        try:
+            torch.ops.load_library(str(cuda_library))
+        except OSError as error:
+            raise ImportError(f"focal_cuda: its CUDA kernels did not load ({error}). {remedy}") from error
+
+
+_load()
+
+
+def build_info() -> dict[str, object]:
+    """How the package was built and what it runs on: versions, CUDA, the CPU instruction set in use."""
+    from . import _C
+
+    return {**_C.build_info(), "cpu_capability": _C.cpu_capability(), "torch": torch.__version__}
+
+
+class Family(NamedTuple):
+    """The operators of one loss and the composite that double backward and torch.func go through."""
+
+    forward: torch._ops.OpOverload
+    inplace: torch._ops.OpOverload
+    backward: torch._ops.OpOverload
+    composite: object
+
+
+FAMILIES = {
+    name: Family(
+        getattr(torch.ops.focal_cuda, name).default,
+        getattr(torch.ops.focal_cuda, f"{name}_inplace").default,
+        getattr(torch.ops.focal_cuda, f"{name}_backward").default,
+        getattr(reference, name),
+    )
+    for name in ("sigmoid_focal_loss", "softmax_focal_loss")
+}
+
+
+class Numbers(NamedTuple):
+    """The plain numbers of a call, in the order of the operators' schemas."""
+
+    positive_weight: float
+    negative_weight: float
+    gamma: float
+    class_dim: int
+    ignore_index: int
+    background_index: int
+    reduction: int
+
+
+class Composite(NamedTuple):
+    """The same call in the words of reference.py."""
+
+    alpha: float | Tensor | None
+    gamma: float
+    reduction: str
+    class_dim: int
+    ignore_index: int
+    background_index: int | None
+    normalizer: float | Tensor | str | None
+
+    def loss(self, name: str, logits: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return FAMILIES[name].composite(logits, targets, **self._asdict(), dtype=None)
+
+
+def _fake_outputs(name: str, logits: Tensor, targets: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    shape: tuple = ()
+    if reduction == REDUCTIONS["none"]:
+        shape = logits.shape if name.startswith("sigmoid") else targets.shape
+    return logits.new_empty(shape, dtype=dtype), logits.new_empty((), dtype=torch.float64)
+
+
+def _register_fakes(name: str) -> None:
+    def forward(
+        logits, targets, alpha, normalizer, scale, pw, nw, gamma, dim, ignore, background, reduction, grad
+    ):
+        outputs = _fake_outputs(name, logits, targets, reduction)
+        return (*outputs, torch.empty_like(logits) if grad else logits.new_empty((0,)))
+
+    def inplace(logits, targets, alpha, normalizer, scale, pw, nw, gamma, dim, ignore, background, reduction):
+        return _fake_outputs(name, logits, targets, reduction)
+
+    def backward(*_arguments) -> None:
+        return None
+
+    torch.library.register_fake(f"focal_cuda::{name}", forward)
+    torch.library.register_fake(f"focal_cuda::{name}_inplace", inplace)
+    torch.library.register_fake(f"focal_cuda::{name}_backward", backward)
+
+
+for _name in FAMILIES:
+    _register_fakes(_name)
+
+
+def _second_order(ctx, grad_loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """The gradient as a differentiable function of the logits and of the upstream gradient."""
+    if ctx.policy == "inplace":
+        raise RuntimeError(
+            f'{ctx.name}: expected a single first-order backward with gradient="inplace", got create_graph=True, '
+            'but the logits are overwritten; use gradient="auto".'
+        )
+    with torch.enable_grad():
+        loss = ctx.composite.loss(ctx.name, logits, targets)
+        return torch.autograd.grad(loss, logits, grad_loss, create_graph=True)[0]
+
+
+class FocalFunction(torch.autograd.Function):
+    """Ties forward and backward operators together, under the gradient policies of the public functions.
+
+    "forward": the gradient for an upstream of 1 is made with the loss. It is kept as a plain attribute and handed out
+    by the first backward as the only reference to it, so that autograd takes it over instead of copying it. The
+    backward operator returns at once if the upstream is 1, and otherwise makes the gradient again in that memory.
+    "backward": made by the backward, and by any backward after the first.
+    "inplace": as "forward", in the memory of the logits. Their version counter moves, so a node that saved them
+    raises instead of computing with a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, targets, alpha, normalizer, scale, numbers, name, policy, composite):
+        family = FAMILIES[name]
+        ctx.name, ctx.numbers, ctx.policy, ctx.composite = name, numbers, policy, composite
+        ctx.gradient = None
+        if policy == "inplace":
+            loss, applied = family.inplace(logits, targets, alpha, normalizer, scale, *numbers)
+            increment_version(logits)
+            ctx.spent = False
+        else:
+            made = policy == "forward"
+            loss, applied, gradient = family.forward(
+                logits, targets, alpha, normalizer, scale, *numbers, made
+            )
+            if made:
+                ctx.gradient = gradient
+        ctx.save_for_backward(logits, targets, alpha, applied)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        logits, targets, alpha, applied = ctx.saved_tensors
+        if torch.is_grad_enabled():  # only under create_graph
+            gradient = _second_order(ctx, grad_loss, logits, targets)
+        elif ctx.policy == "inplace":
+            if ctx.spent:
+                raise RuntimeError(
+                    f'{ctx.name}: expected one backward with gradient="inplace", got a second one, but the first '
+                    'gave its only copy away; use gradient="auto" with retain_graph.'
+                )
+            ctx.spent = True
+            gradient = logits.detach()
+            if grad_loss.device.type != "cpu" or grad_loss.item() != 1:
+                gradient.mul_(grad_loss)
+        else:
+            gradient = ctx.gradient
+            ctx.gradient = None
+            filled = gradient is not None
+            if not filled:
+                gradient = torch.empty_like(logits)
+            FAMILIES[ctx.name].backward(
+                grad_loss, logits, targets, alpha, applied, *ctx.numbers, filled, gradient
+            )
+        return gradient, None, None, None, None, None, None, None, None
+
+
+_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def focal_loss(
+    name: str,
+    logits: Tensor,
+    targets: Tensor,
+    alpha: Tensor | None,
+    normalizer: Tensor | None,
+    scale: float,
+    numbers: Numbers,
+    policy: str,
+    composite: Composite,
+) -> Tensor:
+    """The loss by the cheapest route that gives the gradients asked for."""
+    if _functorch_active():
+        return composite.loss(name, logits, targets)
+    if not (logits.requires_grad and torch.is_grad_enabled()):
+        return FAMILIES[name].forward(logits, targets, alpha, normalizer, scale, *numbers, False)[0]
+    if torch.compiler.is_compiling():
+        # A graph cannot hand memory from forward to backward for good: recomputing moves less than a scaled copy.
+        policy = "backward"
+    return FocalFunction.apply(logits, targets, alpha, normalizer, scale, numbers, name, policy, composite)
