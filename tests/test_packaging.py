@@ -63,9 +63,7 @@ def tracked_files() -> set[str]:
 
 def test_every_source_is_listed_once():
     listed = [path for paths in config.sources().values() for path in paths]
-    present = [
-        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")
-    ]
+    present = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")]
     assert sorted(listed) == sorted(present)
 
 
@@ -113,9 +111,7 @@ def toolkit_in(home: Path, release: str = "13.0", missing: str = "") -> Path:
     for name in ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so"):
         if name != missing:
             (home / name).parent.mkdir(parents=True, exist_ok=True)
-            (home / name).write_text(
-                f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n"
-            )
+            (home / name).write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
             (home / name).chmod(0o755)
     return home
 
@@ -133,9 +129,7 @@ def test_mode_is_read_from_the_environment():
 
 
 def test_unknown_mode_is_refused():
-    with pytest.raises(
-        config.BuildError, match="FOCAL_CUDA_BUILD to be auto, cpu or cuda, got 'gpu'; unset it"
-    ):
+    with pytest.raises(config.BuildError, match="FOCAL_CUDA_BUILD to be auto, cpu or cuda, got 'gpu'; unset it"):
         config.requested_mode({"FOCAL_CUDA_BUILD": "gpu"})
     with pytest.raises(config.BuildError, match="FOCAL_CUDA_BUILD=cpu and FORCE_CUDA=1; unset one"):
         config.requested_mode({"FOCAL_CUDA_BUILD": "cpu", "FORCE_CUDA": "1"})
@@ -161,9 +155,7 @@ def test_cuda_needs_no_cuda_torch_but_a_toolkit(tmp_path):
         (None, "no nvcc on PATH", "no nvcc"),
         ("12.8", toolkit, "built with CUDA 12.8"),
     ]:
-        with pytest.raises(
-            config.BuildError, match=rf"FOCAL_CUDA_BUILD=cuda, got .*{got}.*; install the toolkit"
-        ):
+        with pytest.raises(config.BuildError, match=rf"FOCAL_CUDA_BUILD=cuda, got .*{got}.*; install the toolkit"):
             config.choose("cuda", torch_cuda, found)
 
 
@@ -228,9 +220,7 @@ def test_refusal_is_one_line_and_spares_metadata():
     assert result.returncode != 0
     assert result.stderr.splitlines()[-1].startswith("error: focal_cuda: expected FOCAL_CUDA_BUILD to be")
     assert "Traceback" not in result.stderr
-    assert (
-        succeed(sys.executable, "setup.py", "--version", FOCAL_CUDA_BUILD="gpu").strip() == config.version()
-    )
+    assert succeed(sys.executable, "setup.py", "--version", FOCAL_CUDA_BUILD="gpu").strip() == config.version()
 
 
 # Building
@@ -285,11 +275,7 @@ def test_sdist_holds_every_source_and_nothing_built(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert not tracked_files() - names
-    assert not [
-        name
-        for name in names
-        if name.endswith((".so", ".o", ".pyc")) or name.startswith(("build/", ".venv/"))
-    ]
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc")) or name.startswith(("build/", ".venv/"))]
 
 
 @pytest.mark.build
