@@ -15,7 +15,7 @@ INDEX_DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, t
 # zero; the default; a cube by exp; the end of the promised range.
 GAMMAS = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0]
 
-# Zero, rounding, ordinary, the loss of 1 - p in float32 (17), in float64 (37), underflow of exp (88, 104), far.
+# Zero, rounding, ordinary, 1 - p lost in float32 (17) and in float64 (37), underflow of exp (88, 104), far.
 MARGINS = [0.0, 1e-4, 0.3, 1.0, 5.0, 10.0, 16.0, 17.5, 25.0, 40.0, 80.0, 88.5, 104.0, 750.0, 1e4]
 
 

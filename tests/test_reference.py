@@ -70,9 +70,7 @@ def test_softmax_equals_mpmath(gamma: float) -> None:
                 x = [mpmath.mpf(v) for v in row[0].tolist()]
                 close(loss, torch.tensor(float(exact_softmax(x, 0, gamma)), dtype=F64))
                 for j in range(4):
-                    exact = exact_grad(
-                        lambda v, j=j, x=x: exact_softmax([*x[:j], v, *x[j + 1 :]], 0, gamma), x[j]
-                    )
+                    exact = exact_grad(lambda v, j=j, x=x: exact_softmax([*x[:j], v, *x[j + 1 :]], 0, gamma), x[j])
                     assert abs(grad[0, j].item() - exact) <= 1e-10 * abs(exact) + 1e-290
 
 
@@ -199,9 +197,7 @@ def test_in_float32_it_is_a_fit_stand_in_for_the_kernels(op: str, gamma: float) 
     true_loss, true_grad = value_and_grad(op, logits.double(), targets, 0.3, gamma, "none")
     assert_close(loss, true_loss, loss_bound(true_loss, torch.float32), "loss")
     upstream = torch.ones(1)
-    assert_close(
-        grad, true_grad, bound_of_grad(op, true_grad, torch.float32, targets, upstream, 1), "gradient"
-    )
+    assert_close(grad, true_grad, bound_of_grad(op, true_grad, torch.float32, targets, upstream, 1), "gradient")
 
 
 @pytest.mark.parametrize("op", ["sigmoid_focal_loss", "softmax_focal_loss"])
@@ -212,7 +208,5 @@ def test_it_passes_gradgradcheck_and_can_be_traced(op: str) -> None:
         assert torch.autograd.gradgradcheck(lambda v, g=gamma: f(v, t, 0.4, g, "none"), x)
     compiled = torch.compile(lambda v: f(v, t, 0.4, 2.0), fullgraph=True, backend="aot_eager")
     close(compiled(x).detach(), f(x, t, 0.4, 2.0).detach())
-    per_row = torch.func.vmap(torch.func.grad(lambda v, i: f(v[None], i[None], 0.4, 2.0, "sum")))(
-        x.detach(), t
-    )
+    per_row = torch.func.vmap(torch.func.grad(lambda v, i: f(v[None], i[None], 0.4, 2.0, "sum")))(x.detach(), t)
     close(per_row, value_and_grad(op, x, t, 0.4, 2.0, "sum")[1])

@@ -19,7 +19,7 @@ from cases import (
     make_logits,
     shapes,
 )
-from compare import assert_bitwise, check, run
+from compare import assert_bitwise, check, loss_dtype, run
 from tolerance import assert_close, loss_bound
 
 import focal_cuda
@@ -48,9 +48,7 @@ def test_every_shape_and_type(shape: Shape, dtype: torch.dtype, reduction: str, 
 @dtypes()
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_every_dense_shape_and_type(
-    shape: Shape, dtype: torch.dtype, reduction: str, soft: bool, device: str
-) -> None:
+def test_every_dense_shape_and_type(shape: Shape, dtype: torch.dtype, reduction: str, soft: bool, device: str) -> None:
     targets = make_dense(shape.size, device=device, soft=soft)
     kwargs = {"class_dim": shape.class_dim} if len(shape.size) else {}
     check(OP, make_logits(shape.size, dtype, device), targets, reduction=reduction, **kwargs)
@@ -86,15 +84,15 @@ def test_gradient_modes(gradient: str, targets: str, dtype: torch.dtype, device:
         else:
             t = make_dense(shape.size, device=device, soft=targets == "soft")
         logits = make_logits(shape.size, dtype, device)
-        check(OP, logits, t, 0.3, 2.0, reduction, class_dim=shape.class_dim, gradient=gradient)
+        for upstream in (None, torch.ones((), device=device, dtype=loss_dtype(logits))):
+            kwargs = {"class_dim": shape.class_dim, "gradient": gradient, "upstream": upstream}
+            check(OP, logits, t, 0.3, 2.0, reduction, **kwargs)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 @dtypes()
 def test_every_margin(gamma: float, dtype: torch.dtype, device: str) -> None:
-    margins = (
-        torch.tensor([s * m for m in MARGINS for s in (1, -1)], dtype=torch.float64).to(dtype).to(device)
-    )
+    margins = torch.tensor([s * m for m in MARGINS for s in (1, -1)], dtype=torch.float64).to(dtype).to(device)
     for target in (0.0, 1.0):
         check(OP, margins, torch.full_like(margins, target), 0.3, gamma, "none")
     index = torch.arange(2, device=device).repeat(len(margins))
@@ -105,9 +103,7 @@ def test_every_margin(gamma: float, dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize("soft", [0.5, 0.1, 1e-3, 1 - 1e-3])
 @dtypes()
 def test_every_margin_of_soft_targets(gamma: float, soft: float, dtype: torch.dtype, device: str) -> None:
-    margins = (
-        torch.tensor([s * m for m in MARGINS for s in (1, -1)], dtype=torch.float64).to(dtype).to(device)
-    )
+    margins = torch.tensor([s * m for m in MARGINS for s in (1, -1)], dtype=torch.float64).to(dtype).to(device)
     # Pairs, so that the gradient that vanishes at p = t has a companion to be measured by.
     rows = torch.stack([margins, margins + 1], 1)
     targets = torch.tensor([[soft, 1.0 if soft > 0.5 else 0.0]], device=device).expand_as(rows)
@@ -128,9 +124,7 @@ def test_dense_target_types(target_dtype: torch.dtype, dtype: torch.dtype, devic
 def test_index_types(shape: Shape, index_dtype: torch.dtype, device: str) -> None:
     logits = make_logits(shape.size, device=device)
     ignore = -100 if index_dtype == torch.bool else 3
-    targets = make_index(
-        shape, index_dtype, device, ignore_index=None if index_dtype == torch.bool else ignore
-    )
+    targets = make_index(shape, index_dtype, device, ignore_index=None if index_dtype == torch.bool else ignore)
     kwargs = {"class_dim": shape.class_dim, "ignore_index": ignore}
     check(OP, logits, targets, **kwargs)
     # The same numbers whatever the type they are stored in.
@@ -158,9 +152,7 @@ def test_ignore_index(shape: Shape, ignore_index: int, device: str) -> None:
     logits = make_logits(shape.size, device=device)
     ignored = (targets == ignore_index).unsqueeze(shape.class_dim).expand_as(logits)
     for reduction in ("none", "mean"):
-        result = check(
-            OP, logits, targets, reduction=reduction, class_dim=shape.class_dim, ignore_index=ignore_index
-        )
+        result = check(OP, logits, targets, reduction=reduction, class_dim=shape.class_dim, ignore_index=ignore_index)
         assert ignored.any() and (result.grad[ignored] == 0).all()
 
 
@@ -202,9 +194,7 @@ def test_gamma_0_is_binary_cross_entropy(device: str) -> None:
         targets = make_dense((33, 80), device=device, soft=soft)
         for reduction in ("none", "mean", "sum"):
             ours = focal_cuda.sigmoid_focal_loss(logits, targets, None, 0.0, reduction)
-            torchs = F.binary_cross_entropy_with_logits(
-                logits.double(), targets.double(), reduction=reduction
-            )
+            torchs = F.binary_cross_entropy_with_logits(logits.double(), targets.double(), reduction=reduction)
             assert_close(ours, torchs, loss_bound(torchs, torch.float32) + 1e-14, reduction)
 
 

@@ -18,7 +18,7 @@ from cases import (
     make_trained_logits,
     shapes,
 )
-from compare import assert_bitwise, check, run
+from compare import assert_bitwise, check, loss_dtype, run
 from tolerance import assert_close, loss_bound
 
 import focal_cuda
@@ -56,7 +56,9 @@ def test_gamma_and_alpha(gamma: float, alpha: str, reduction: str, dtype: torch.
 def test_gradient_modes(gradient: str, reduction: str, dtype: torch.dtype, device: str) -> None:
     for shape in REPRESENTATIVE:
         logits, targets = batch(shape, dtype, device)
-        check(OP, logits, targets, None, 2.0, reduction, class_dim=shape.class_dim, gradient=gradient)
+        for upstream in (None, torch.ones((), device=device, dtype=loss_dtype(logits))):
+            kwargs = {"class_dim": shape.class_dim, "gradient": gradient, "upstream": upstream}
+            check(OP, logits, targets, None, 2.0, reduction, **kwargs)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -69,9 +71,7 @@ def test_every_margin(gamma: float, classes: int, strided: bool, dtype: torch.dt
     for spread in (0.0, 2.0, 30.0):
         others = -spread * torch.rand(len(margins), classes - 1, dtype=torch.float64)
         others[:, 0] = 0
-        rows = (
-            torch.cat([margins[:, None] + others.logsumexp(1, keepdim=True), others], 1).to(dtype).to(device)
-        )
+        rows = torch.cat([margins[:, None] + others.logsumexp(1, keepdim=True), others], 1).to(dtype).to(device)
         logits = rows.t()[None].contiguous() if strided else rows
         targets = torch.zeros((1, len(rows)) if strided else (len(rows),), dtype=torch.int64, device=device)
         check(OP, logits, targets, None, gamma, "none")
@@ -100,9 +100,7 @@ def test_index_types(shape: Shape, index_dtype: torch.dtype, device: str) -> Non
 def test_ignore_index(shape: Shape, ignore_index: int, device: str) -> None:
     logits, targets = batch(shape, torch.float32, device, ignore_index=ignore_index)
     for reduction in ("none", "mean"):
-        result = check(
-            OP, logits, targets, None, 2.0, reduction, class_dim=shape.class_dim, ignore_index=ignore_index
-        )
+        result = check(OP, logits, targets, None, 2.0, reduction, class_dim=shape.class_dim, ignore_index=ignore_index)
         ignored = (targets == ignore_index).unsqueeze(shape.class_dim).expand_as(logits)
         assert ignored.any() and (result.grad[ignored] == 0).all()
 

@@ -25,9 +25,7 @@ from torch import Tensor
 Problem = tuple[str, Tensor, Tensor, dict]
 
 
-def problem(
-    op: str, shape: Shape, reduction: str = "none", gamma: float = 2.0, dense: bool = False
-) -> Problem:
+def problem(op: str, shape: Shape, reduction: str = "none", gamma: float = 2.0, dense: bool = False) -> Problem:
     """One batch without ignored rows, so that every mutant has something to get wrong."""
     targets = make_dense(shape.size) if dense else make_index(shape, ignore_index=None)
     logits = make_trained_logits(shape, targets) if op == "softmax_focal_loss" else make_logits(shape.size)
@@ -51,9 +49,7 @@ def accepted(result: Result, truth: Problem, dtype: torch.dtype = torch.float32)
 
 
 def problems() -> list[pytest.param]:
-    index = [("softmax_focal_loss", s) for s in SOFTMAX_SHAPES] + [
-        ("sigmoid_focal_loss", s) for s in SIGMOID_SHAPES
-    ]
+    index = [("softmax_focal_loss", s) for s in SOFTMAX_SHAPES] + [("sigmoid_focal_loss", s) for s in SIGMOID_SHAPES]
     dense = [("sigmoid_focal_loss", s) for s in DENSE_SIZES]
     return [
         *(pytest.param(op, s, False, id=f"{op.split('_')[0]}-{s}") for op, s in index),
@@ -65,9 +61,7 @@ every_problem = pytest.mark.parametrize(("op", "shape", "dense"), problems())
 
 
 @every_problem
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 def test_the_rounded_truth_passes(op: str, shape: Shape, dense: bool, dtype: torch.dtype) -> None:
     truth = problem(op, shape, dense=dense)
     assert accepted(oracle(*truth[:3], **truth[3]), truth, dtype) == (True, True)
@@ -164,9 +158,7 @@ def test_mutants_do_not_hide_in_a_reduction(shape: Shape, mutant: Callable, redu
 
 
 @pytest.mark.parametrize("gamma", [g for g in GAMMAS if g > 0])
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 def test_gamma_one_percent_up_is_rejected_at_every_gamma(gamma: float, dtype: torch.dtype) -> None:
     truth = problem("softmax_focal_loss", Shape((129, 19)), gamma=gamma)
     assert accepted(with_gamma_one_percent_up(truth), truth, dtype) == (False, False)
@@ -180,9 +172,7 @@ def test_nan_and_infinity_must_be_where_the_oracle_has_them() -> None:
         assert mismatch(torch.tensor(wrong), expected, bound) is not None
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 def test_ulp(dtype: torch.dtype) -> None:
     """Against the distance to the next number of the type, over all exponents, subnormal ones included."""
     info = torch.finfo(dtype)

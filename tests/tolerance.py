@@ -1,9 +1,9 @@
 """How far a result may lie from the float64 oracle: the only place in the tests with such numbers.
 
 The oracle sees the logits as the kernel does, already rounded to their type, so all of the error is the
-kernel's. Every bound is relative to the true value (or to the largest gradient of its row): there is no absolute
-tolerance beyond the smallest normal number, because an absolute tolerance accepts anything where the loss is
-small, and small is what a focal loss is. test_tolerance.py shows that wrong results are rejected.
+kernel's. Every bound is relative to the true value (or to the largest gradient of its row): there is no
+absolute tolerance beyond the smallest normal number, because an absolute tolerance accepts anything where the
+loss is small, and small is what a focal loss is. test_tolerance.py shows that wrong results are rejected.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ class Precision:
 
     loss: float  # each loss value, and each reduced loss (no term is negative, so nothing cancels in a sum)
     row: float  # each gradient, relative to the largest of its row
-    element: (
-        float  # each gradient, relative to itself: a row of 128k classes has none that matters to its largest
-    )
+    element: float  # each gradient, relative to itself: a row of 128k classes has none that matters to its largest
     tiny: float  # below this the machine itself stops being relative
 
 
 # float32: q**gamma = exp(gamma log q) carries the rounding of its argument, up to 87 units before it
-# underflows, hence 168 eps for the loss. float64 underflows at 708 instead of 87, hence eight times as many eps.
+# underflows, hence 168 eps for the loss. float64 underflows at 708 instead of 87, hence eight times as many.
 PRECISIONS = {
     torch.float32: Precision(loss=2e-5, row=2e-5, element=1e-4, tiny=torch.finfo(torch.float32).tiny),
     torch.float64: Precision(loss=3e-13, row=3e-13, element=1.5e-12, tiny=torch.finfo(torch.float64).tiny),
@@ -52,34 +50,46 @@ def loss_bound(expected: Tensor, dtype: torch.dtype) -> Tensor:
     return p.loss * expected.abs() + p.tiny
 
 
-def grad_bound(expected: Tensor, dtype: torch.dtype, row_dim: int | None, factor: float = 1.0) -> Tensor:
+def grad_bound(
+    expected: Tensor, dtype: torch.dtype, row_dim: int | None, factor: float = 1.0, roundings: int = 1
+) -> Tensor:
     """The allowed error of each gradient.
 
-    row_dim: the dimension along which the gradients of one row lie, which share one sum and its rounding; None
-    where each gradient stands alone.
-    factor: the largest number an underflowing gradient was multiplied with (the upstream gradient, alpha).
+    row_dim: the dimension along which the gradients of one row lie, which share one sum and its rounding;
+    None where each gradient stands alone.
+    factor: the largest number an underflowing gradient was multiplied with: the upstream gradient.
+    roundings: 2 where a gradient was stored, read and multiplied by the upstream gradient, 1 elsewhere.
     """
     p = precision(dtype)
     bound = p.row * expected.abs()
     if row_dim is not None and expected.numel():
-        bound = p.row * expected.abs().amax(row_dim, keepdim=True)
-        bound = torch.minimum(bound.expand_as(expected), p.element * expected.abs())
-    bound = bound + p.tiny * max(1.0, factor)
-    if dtype in (torch.float16, torch.bfloat16):
-        bound = bound + ulp(expected, dtype) / 2
-    return bound
+        largest = expected.abs().amax(row_dim, keepdim=True).nan_to_num(torch.inf, torch.inf)
+        bound = torch.minimum(p.row * largest, p.element * expected.abs())
+    return bound + _rounding(expected, dtype, factor, roundings)
 
 
-def soft_grad_bound(expected: Tensor, dtype: torch.dtype, row_dim: int, factor: float = 1.0) -> Tensor:
+def soft_grad_bound(
+    expected: Tensor, dtype: torch.dtype, row_dim: int, factor: float = 1.0, roundings: int = 1
+) -> Tensor:
     """The allowed error of the gradients of soft targets, which cancel where p = t."""
     p = precision(dtype)
     bound = expected.abs()
     if expected.numel():
         bound = bound.amax(row_dim, keepdim=True).expand_as(expected)
-    bound = p.row * bound + p.tiny * max(1.0, factor)
-    if dtype in (torch.float16, torch.bfloat16):
-        bound = bound + ulp(expected, dtype) / 2
-    return bound
+    return p.row * bound + _rounding(expected, dtype, factor, roundings)
+
+
+def _rounding(expected: Tensor, dtype: torch.dtype, factor: float, roundings: int) -> Tensor:
+    """What storing a result costs, at the bottom of the number range and, in half types, everywhere."""
+    factor = max(1.0, factor)
+    bottom = precision(dtype).tiny * factor
+    if dtype not in (torch.float16, torch.bfloat16):
+        return torch.full_like(expected, bottom)
+    info = torch.finfo(dtype)
+    stored = ulp(expected, dtype) / 2 + bottom
+    if roundings == 2:
+        stored = stored + info.eps / 2 * expected.abs() + info.smallest_normal * info.eps / 2 * factor
+    return stored
 
 
 def mismatch(actual: Tensor, expected: Tensor, bound: Tensor) -> str | None:
@@ -94,9 +104,7 @@ def mismatch(actual: Tensor, expected: Tensor, bound: Tensor) -> str | None:
         return None
     severity = torch.where(wrong, (error / bound).nan_to_num(torch.inf, torch.inf), -1.0)
     worst = int(severity.argmax())
-    place = (
-        tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), actual.shape)) if actual.dim() else ()
-    )
+    place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), actual.shape)) if actual.dim() else ()
     got, want, allowed = (v.expand_as(expected).reshape(-1)[worst].item() for v in (actual, expected, bound))
     return (
         f"{int(wrong.sum())} of {wrong.numel()} wrong; worst at {place}: got {got!r}, expected {want!r}, "
