@@ -1,0 +1,100 @@
+"""What the numbers were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import focal_cuda
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def describe(device: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "device": device,
+        "model": torch.cuda.get_device_name() if device == "cuda" else _cpu_model(),
+        "threads": torch.get_num_threads(),
+        "clock": _gpu_clock() if device == "cuda" else _cpu_clock(),
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "focal_cuda": focal_cuda.__version__,
+        "cpu_capability": focal_cuda.build_info().get("cpu_capability"),
+        "commit": _commit(),
+    }
+    if device == "cuda":
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def headline(facts: dict[str, Any]) -> str:
+    """One line for the top of every report."""
+    where = facts["model"]
+    if facts["device"] == "cpu":
+        where += f" ({facts['threads']} threads, {facts['cpu_capability']})"
+    return (
+        f"{where}, {facts['clock']}, load {facts['load']}, torch {facts['torch']}, "
+        f"focal_cuda {facts['focal_cuda']} at {facts['commit']}"
+    )
+
+
+def slug(facts: dict[str, Any]) -> str:
+    """A file name for the device."""
+    name = facts["model"] if facts["device"] == "cuda" else f"{facts['model']} {facts['threads']} threads"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cpu_clock() -> str:
+    """Governor and frequency, as far as the system tells."""
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    parts = [governor.read_text().strip()] if governor.exists() else []
+    try:
+        mhz = re.search(r"^cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        mhz = None
+    if mhz:
+        parts.append(f"{float(mhz[1]) / 1000:.1f} GHz")
+    return " ".join(parts) or "clock unknown"
+
+
+def _gpu_clock() -> str:
+    query = [
+        "nvidia-smi",
+        "--query-gpu=clocks.sm,clocks.mem,driver_version",
+        "--format=csv,noheader",
+        "--id=0",
+    ]
+    sm, memory, driver = _output(query).split(", ") if _output(query) else ("?", "?", "?")
+    return f"SM {sm}, memory {memory}, driver {driver}"
+
+
+def _commit() -> str:
+    commit = _output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"])
+    if not commit:
+        return "unknown"
+    changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "--", "csrc", "focal_cuda", "bench/*.py"])
+    return f"{commit} with changes" if changed else commit
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

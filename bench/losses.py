@@ -1,0 +1,124 @@
+"""The focal losses people write in PyTorch, each from its formula, and the libraries' under one signature.
+
+All return the mean over what they count, so that one reference serves all. Where a formula has no notion of
+an ignored position it is given filled targets and computes those positions too: less work than ignoring them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.inputs import IGNORED
+
+ALPHA = 0.25
+GAMMA = 2.0
+PROBABILITY_SMOOTHING = 0.001
+
+
+def torchvision_formula(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sigmoid focal loss with dense targets, as torchvision and fvcore define it."""
+    return _elements(logits, targets).mean()
+
+
+def from_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same from class indices: the one-hot targets and the mask are made on the way."""
+    counted = (labels != IGNORED).unsqueeze(1)
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    targets = (labels.unsqueeze(1) == classes).to(logits.dtype)
+    return (_elements(logits, targets) * counted).sum() / (counted.sum() * logits.shape[1])
+
+
+def exp_of_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary focal loss whose p_t is read back from the cross entropy; no class balance."""
+    ce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return ((1 - torch.exp(-ce)) ** GAMMA * ce).mean()
+
+
+def one_vs_all(logits: Tensor, labels: Tensor) -> Tensor:
+    """Multi-class as many binary problems: filters, one-hot, and p smoothed in the modulating factor.
+
+    One more class than the logits have makes room for the background label.
+    """
+    counted = labels != IGNORED
+    labels, logits = labels[counted], logits[counted]
+    classes = logits.shape[1]
+    targets = F.one_hot(labels, classes + 1)[:, :classes].to(logits.dtype)
+    ce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    probability = torch.sigmoid(logits) * (1 - PROBABILITY_SMOOTHING) + PROBABILITY_SMOOTHING / 2
+    p_t = probability * targets + (1 - probability) * (1 - targets)
+    alpha_t = ALPHA * targets + (1 - ALPHA) * (1 - targets)
+    return (alpha_t * (ce * (1 - p_t) ** GAMMA)).mean()
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+def multi_class_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax focal loss over flattened rows: transpose, filter, log_softmax, gather."""
+    logits = _as_rows(logits)
+    labels = labels.reshape(-1)
+    counted = labels != IGNORED
+    labels, logits = labels[counted], logits[counted]
+    ce = -F.log_softmax(logits, dim=-1).gather(1, labels.view(-1, 1)).squeeze(1)
+    return ((1 - torch.exp(-ce)) ** GAMMA * ce).mean()
+
+
+def scattered_one_hot(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax focal loss over rows: the target's probability picked by a one-hot mask, then its log."""
+    logits = _as_rows(logits)
+    probabilities = F.softmax(logits, dim=1)
+    mask = torch.zeros_like(logits).scatter_(1, labels.reshape(-1, 1), 1.0)
+    p_t = (probabilities * mask).sum(1)
+    return (-((1 - p_t) ** GAMMA) * p_t.log()).mean()
+
+
+def cross_entropy_based(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax focal loss on top of F.cross_entropy: the best short Python there is."""
+    ce = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
+    return ((1 - torch.exp(-ce)) ** GAMMA * ce).sum() / (labels != IGNORED).sum()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED)
+
+
+def kornia_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+    from kornia.losses import binary_focal_loss_with_logits
+
+    return binary_focal_loss_with_logits(logits, targets, ALPHA, GAMMA, "mean", ignore_index=None)
+
+
+def kornia_softmax(logits: Tensor, labels: Tensor, counted: int) -> Tensor:
+    from kornia.losses import focal_loss
+
+    return focal_loss(logits, labels, None, GAMMA, "sum", ignore_index=IGNORED) / counted
+
+
+def monai_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+    from monai.losses import FocalLoss
+
+    return FocalLoss(gamma=GAMMA, alpha=ALPHA)(logits, targets)
+
+
+def monai_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    from monai.losses import FocalLoss
+
+    loss = FocalLoss(gamma=GAMMA, use_softmax=True, to_onehot_y=True, ignore_index=IGNORED)
+    return loss(logits, labels)
+
+
+def _elements(logits: Tensor, targets: Tensor) -> Tensor:
+    probability = torch.sigmoid(logits)
+    ce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    p_t = probability * targets + (1 - probability) * (1 - targets)
+    alpha_t = ALPHA * targets + (1 - ALPHA) * (1 - targets)
+    return alpha_t * (1 - p_t) ** GAMMA * ce
+
+
+def _as_rows(logits: Tensor) -> Tensor:
+    if logits.dim() == 2:
+        return logits
+    return logits.flatten(2).transpose(1, 2).reshape(-1, logits.shape[1])

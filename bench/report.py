@@ -1,0 +1,229 @@
+"""Tables: one for each scenario, the verdicts, and the one in the README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from bench.environment import headline
+from bench.targets import Verdict
+
+START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+COMMAND = "python -m bench --json --plot --report"
+OWN = "focal_cuda"
+
+Result = dict[str, Any]
+
+
+def median(candidate: Result, kind: str = "training") -> float | None:
+    return candidate[kind]["p50"] if kind in candidate else None
+
+
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    return numerator / denominator if numerator and denominator else None
+
+
+def share_of_copy(scenario: Result, candidate: Result) -> float | None:
+    """The candidate's training, against a copy that moves the least bytes it could do with."""
+    copy = median(scenario["candidates"].get("copy_", {}))
+    time = median(candidate)
+    if copy is None or time is None:
+        return None
+    copy_speed = 2 * scenario["bytes"]["logits"] / copy
+    return scenario["bytes"]["training"] / time / copy_speed
+
+
+def scenario_table(name: str, scenario: Result) -> str:
+    """All that was measured of one scenario, fastest training first."""
+    candidates = scenario["candidates"]
+    times = [median(c) for c in candidates.values() if "training" in c]
+    factor, unit = (1e6, "us") if times and max(times) < 1e-3 else (1e3, "ms")
+    own = median(candidates.get(OWN, {}))
+    baseline = median(candidates.get(scenario["baseline"], {}))
+    compiled = median(candidates.get(scenario["compiled"], {}))
+
+    rows = []
+    for label, candidate in sorted(candidates.items(), key=lambda item: median(item[1]) or float("inf")):
+        time = median(candidate)
+        if time is None:
+            rows.append([label, candidate.get("failed", "not measured")])
+            continue
+        is_loss = "inference" in candidate or "forward" in candidate
+        moved = scenario["bytes"]["training"] if is_loss else 2 * scenario["bytes"]["logits"]
+        p20, p80 = candidate["training"]["p20"], candidate["training"]["p80"]
+        rows.append(
+            [
+                label,
+                _number(median(candidate, "forward"), factor),
+                _number(median(candidate, "backward"), factor),
+                f"{_number(time, factor)} ({_number(p20, factor)} - {_number(p80, factor)})",
+                _number(median(candidate, "inference"), factor),
+                f"{moved / time * 1e-9:.1f}",
+                _percent(share_of_copy(scenario, candidate)) if is_loss else "",
+                _times(ratio(baseline, time)) if is_loss else "",
+                _times(ratio(compiled, time)) if is_loss else "",
+                _times(ratio(time, own)) if is_loss and label != OWN else "",
+                _number(candidate.get("peak_memory")),
+                _error(candidate.get("loss_error"), is_loss),
+                _error(candidate.get("gradient_error"), is_loss),
+            ]
+        )
+    headers = [
+        "",
+        f"fwd [{unit}]",
+        f"bwd [{unit}]",
+        f"fwd+bwd [{unit}] (p20 - p80)",
+        f"no-grad [{unit}]",
+        "GB/s",
+        "% of copy",
+        "vs Python",
+        "vs compile",
+        f"{OWN} is",
+        "peak mem [x logits]",
+        "loss err",
+        "grad err",
+    ]
+    shape = " x ".join(map(str, scenario["shape"]))
+    title = f"{name}: {scenario['title']}, [{shape}] {scenario['dtype']}"
+    return f"{title}\n{tabulate(rows, headers, disable_numparse=True)}\n"
+
+
+def group_table(scenarios: Iterable[Result]) -> str:
+    """One line for each size, one column for each candidate."""
+    scenarios = list(scenarios)
+    labels = list(scenarios[0]["candidates"])
+    rows = [
+        [s["title"], " x ".join(map(str, s["shape"]))]
+        + [_number(median(s["candidates"].get(label, {})), 1e3) for label in labels]
+        + [_times(ratio(median(s["candidates"].get(s["baseline"], {})), median(s["candidates"].get(OWN, {}))))]
+        for s in scenarios
+    ]
+    title = f"{scenarios[0]['group']}: forward + backward in ms against size"
+    return f"{title}\n{tabulate(rows, ['', 'logits', *labels, 'vs Python'], disable_numparse=True)}\n"
+
+
+LEGEND = (
+    "fwd+bwd: median of one training call (p20 - p80). The forward of focal_cuda makes the gradient.\n"
+    "GB/s: the least bytes training can move (read logits and targets, write the gradient) / time.\n"
+    "% of copy: that speed against a copy of the logits into existing memory in the same run.\n"
+    "vs Python, vs compile: how many times as fast as that. focal_cuda is: how many times as fast as this.\n"
+    "Errors against float64: the loss's, relative; the gradient's, worst row, relative to that row's largest.\n"
+)
+
+
+def verdict_table(verdicts: list[Verdict]) -> str:
+    rows = [
+        [v.scenario, v.target.claim, v.target.bound, "" if v.value is None else f"{v.value:.3g}", v.word]
+        for v in verdicts
+    ]
+    return "Must reach\n" + tabulate(
+        rows, ["scenario (the worst)", "forward + backward, float32", "target", "measured", "reached"]
+    )
+
+
+def readme_section(devices: dict[str, Result], verdicts: dict[str, list[Verdict]], pictures: str) -> str:
+    """The generated part of the README: for each device its table, how it was made, and its plot.
+
+    ``pictures`` is the folder of the plots as the README has to name it.
+    """
+    parts = []
+    for slug, document in devices.items():
+        scenarios = [s for s in document["scenarios"].values() if not s["group"] and s["dtype"] == "float32"]
+        if not scenarios:
+            continue
+        rows = [_readme_row(s) for s in scenarios]
+        parts += [
+            "Forward + backward, float32, gamma = 2. `12x`: focal_cuda is 12 times as fast as that. Made by "
+            f"`{COMMAND}` on {headline(document['environment'])}, {max(s['date'] for s in scenarios)}.",
+            "",
+            tabulate(rows, _README_HEADERS, tablefmt="github", disable_numparse=True),
+            "",
+        ]
+        if verdicts[slug]:
+            reached = sum(v.word == "yes" for v in verdicts[slug])
+            parts += [
+                f"{reached} of {len(verdicts[slug])} targets (`bench/targets.py`) are reached in this run.",
+                "",
+            ]
+        parts += [f"![Speed-up over the pure-Python loss]({pictures}/{slug}-speedup.png)", ""]
+    return "\n".join(parts)
+
+
+def write_readme(path: Path, section: str) -> None:
+    """Puts the section between the markers; everything else stays."""
+    text = path.read_text()
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise SystemExit(f"{path}: expected one line '{START}' and one line '{END}' to put the table between")
+    before, rest = text.split(START)
+    path.write_text(f"{before}{START}\n{section.strip()}\n{END}{rest.split(END)[1]}")
+
+
+_README_HEADERS = [
+    "scenario",
+    "logits",
+    "focal_cuda",
+    "% of a copy",
+    "pure Python",
+    "torch.compile",
+    "kornia",
+    "MONAI",
+    "peak memory, x logits (Python)",
+]
+
+
+def _readme_row(scenario: Result) -> list[str]:
+    candidates = scenario["candidates"]
+    own = candidates.get(OWN, {})
+    time = median(own)
+
+    def against(label: str) -> str:
+        return _times(ratio(median(candidates.get(label, {})), time))
+
+    memory = _number(own.get("peak_memory"))
+    if memory and (python := candidates.get(scenario["baseline"], {}).get("peak_memory")):
+        memory += f" ({python:.1f})"
+    return [
+        scenario["title"],
+        " x ".join(map(str, scenario["shape"])),
+        _seconds(time),
+        _percent(share_of_copy(scenario, own)),
+        against(scenario["baseline"]),
+        against(scenario["compiled"]),
+        against("kornia"),
+        against("MONAI"),
+        memory if scenario["bytes"]["logits"] > 1e6 else "",
+    ]
+
+
+def _number(value: float | None, factor: float = 1.0) -> str:
+    if value is None:
+        return ""
+    value *= factor
+    if value == 0:
+        return "0"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value * 1e6:.0f} us" if value < 1e-3 else f"{_number(value, 1e3)} ms"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _times(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}x" if value >= 10 else f"{value:.1f}x" if value >= 1 else f"{value:.2f}x"
+
+
+def _error(value: float | None, is_loss: bool) -> str:
+    if not is_loss:
+        return ""
+    return "not finite" if value is None else f"{value:.0e}"

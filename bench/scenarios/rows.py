@@ -1,0 +1,34 @@
+"""Classification: softmax over contiguous rows, from ten classes to a language model's vocabulary."""
+
+from bench.scenario import Scenario
+
+_PEERS = (
+    "Python MultiClassFocalLoss",
+    "Python cross-entropy based",
+    "compile cross-entropy based",
+    "kornia",
+    "MONAI",
+    "F.cross_entropy",
+    "clone",
+    "copy_",
+)
+
+
+def _rows(classes: int, cpu: int, cuda: int, more: tuple[str, ...] = ()) -> Scenario:
+    return Scenario(
+        name=f"rows-{classes}",
+        title=f"Classification, {classes} classes",
+        family="softmax",
+        shapes={"cpu": (cpu, classes), "cuda": (cuda, classes), "quick": (16, min(classes, 1000))},
+        candidates=("focal_cuda", "focal_cuda inplace", *more, *_PEERS),
+        baseline="Python MultiClassFocalLoss",
+        compiled="compile cross-entropy based",
+    )
+
+
+SCENARIOS = (
+    _rows(10, cpu=262_144, cuda=1_048_576, more=("Python scattered one-hot",)),
+    _rows(1000, cpu=8192, cuda=32_768, more=("Python scattered one-hot",)),
+    _rows(32_000, cpu=1024, cuda=8192),
+    _rows(128_256, cpu=256, cuda=4096),
+)

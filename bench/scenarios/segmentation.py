@@ -1,0 +1,81 @@
+"""Segmentation: softmax over a strided class dimension, one label for each pixel or voxel, blobby masks."""
+
+import torch
+
+from bench.scenario import Scenario
+
+_PEERS = (
+    "Python MultiClassFocalLoss",
+    "Python cross-entropy based",
+    "compile cross-entropy based",
+    "kornia",
+    "MONAI",
+    "F.cross_entropy",
+    "clone",
+    "copy_",
+)
+
+
+def _segmentation(
+    name: str,
+    title: str,
+    cpu: tuple[int, ...],
+    cuda: tuple[int, ...],
+    quick: tuple[int, ...],
+    memory_format: torch.memory_format = torch.contiguous_format,
+    target_dtype: torch.dtype = torch.int64,
+    own: tuple[str, ...] = ("focal_cuda", "focal_cuda inplace"),
+    more: tuple[str, ...] = (),
+) -> Scenario:
+    return Scenario(
+        name=f"segmentation-{name}",
+        title=title,
+        family="softmax",
+        shapes={"cpu": cpu, "cuda": cuda, "quick": quick},
+        memory_format=memory_format,
+        target_dtype=target_dtype,
+        candidates=(*own, *more, *_PEERS),
+        baseline="Python MultiClassFocalLoss",
+        compiled="compile cross-entropy based",
+    )
+
+
+SCENARIOS = (
+    _segmentation("2", "Segmentation, 2 classes", (4, 2, 512, 512), (4, 2, 1024, 1024), (1, 2, 16, 16)),
+    _segmentation(
+        "19",
+        "Segmentation, 19 classes (Cityscapes)",
+        (4, 19, 512, 512),
+        (2, 19, 1024, 2048),
+        (1, 19, 16, 16),
+        own=("focal_cuda", "focal_cuda recompute", "focal_cuda inplace"),
+        more=("Python scattered one-hot",),
+    ),
+    _segmentation(
+        "19-uint8",
+        "Segmentation, 19 classes, uint8 masks",
+        (4, 19, 512, 512),
+        (2, 19, 1024, 2048),
+        (1, 19, 16, 16),
+        target_dtype=torch.uint8,
+    ),
+    _segmentation(
+        "19-channels-last",
+        "Segmentation, 19 classes, channels_last",
+        (4, 19, 512, 512),
+        (2, 19, 1024, 2048),
+        (1, 19, 16, 16),
+        memory_format=torch.channels_last,
+    ),
+    _segmentation(
+        "21-odd",
+        "Segmentation, 21 classes (VOC), odd size",
+        (2, 21, 513, 513),
+        (16, 21, 513, 513),
+        (1, 21, 17, 17),
+    ),
+    _segmentation(
+        "150", "Segmentation, 150 classes (ADE20K)", (2, 150, 256, 256), (8, 150, 512, 512), (1, 150, 16, 16)
+    ),
+    _segmentation("3d", "Segmentation, 3-D, 4 classes", (2, 4, 64, 96, 96), (2, 4, 128, 128, 128), (1, 4, 8, 16, 16)),
+)

@@ -1,0 +1,199 @@
+"""Times the candidates of one scenario against each other, in one process and interleaved.
+
+What is timed: the loss with gradients enabled (forward), its gradient with respect to the logits (backward),
+both together (training), and the loss under no_grad (inference). Backward is ``torch.autograd.grad``: in a
+network the logits are no leaf, so no implementation should be charged for accumulating into ``.grad``. Every
+call allocates its gradient afresh; freeing it is left outside, as in a network it happens much later.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from bench.candidates import Candidate
+from bench.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to measure: about ``seconds`` for each candidate, between the two numbers of turns."""
+
+    seconds: float = 0.8
+    cap_seconds: float = 4.0
+    min_turns: int = 7
+    max_turns: int = 300
+    burst_seconds: float = 1e-3
+    warmup_calls: int = 3
+
+
+QUICK = Budget(seconds=0.0, cap_seconds=1.0, min_turns=2, max_turns=2, burst_seconds=0.0, warmup_calls=1)
+
+
+class Clock:
+    """Marks points in time on the device and reads the seconds between two of them."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+
+    def before(self) -> None:
+        """Before a measurement: nothing may be in flight, and launches must not be what is measured."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            # About a millisecond of idling, so that the launches queue up behind it.
+            torch.cuda._sleep(2_000_000)
+
+    def mark(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        if not self.cuda:
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+
+@dataclass
+class Runner:
+    """One candidate over all input sets, and the samples taken of it, in seconds for one call."""
+
+    candidate: Candidate
+    inputs: list[Inputs]
+    clock: Clock
+    function: Callable[..., Tensor] = field(init=False)
+    arguments: list[tuple[Any, ...]] = field(init=False)
+    samples: dict[str, list[float]] = field(init=False)
+    burst: int = 1
+    turns: int = 0
+    calls: int = 0
+
+    def __post_init__(self) -> None:
+        self.function = self.candidate.build()
+        self.arguments = [self.candidate.arguments(inputs) for inputs in self.inputs]
+        self.samples = {}
+
+    def logits(self, which: int) -> Tensor:
+        inputs = self.inputs[which]
+        if self.candidate.kind == "inplace":
+            return inputs.working_logits
+        return inputs.logits
+
+    def train(self, which: int) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of one set, untimed; the caller restores the logits of an in-place candidate."""
+        logits = self.logits(which)
+        loss = self.function(logits, *self.arguments[which])
+        return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+    def warm_up(self, budget: Budget) -> None:
+        """Compiles, fills caches, and plans the turns from the quickest call."""
+        quickest = math.inf
+        for _ in range(1 + budget.warmup_calls):
+            quickest = min(quickest, self.turn(record=False))
+        if quickest < budget.burst_seconds and self.candidate.kind == "loss":
+            self.burst = min(max(int(budget.burst_seconds / quickest), 1), 500)
+        turn = quickest * self.burst
+        self.turns = min(max(math.ceil(budget.seconds / turn), budget.min_turns), budget.max_turns)
+        if self.turns * turn > budget.cap_seconds:
+            self.turns = max(min(3, self.turns), int(budget.cap_seconds / turn))
+
+    def turn(self, record: bool = True) -> float:
+        """One measurement of everything; returns the seconds of one training call."""
+        which = self.calls % len(self.inputs)
+        self.calls += 1
+        kind = self.candidate.kind
+        if kind in ("clone", "copy"):
+            times = {"training": self._time_copy(which)}
+        else:
+            times = self._time_training(which)
+            if kind == "loss":
+                times["inference"] = self._time_inference(which)
+        if record:
+            for name, seconds in times.items():
+                self.samples.setdefault(name, []).append(seconds)
+        return times["training"]
+
+    def _time_copy(self, which: int) -> float:
+        self.clock.before()
+        start = self.clock.mark()
+        result = self.function(self.inputs[which].logits, *self.arguments[which])
+        seconds = self.clock.seconds(start, self.clock.mark())
+        del result
+        return seconds
+
+    def _time_training(self, which: int) -> dict[str, float]:
+        logits, arguments = self.logits(which), self.arguments[which]
+        # A mark costs next to nothing on the CPU, but as much as a launch on a GPU.
+        split = not self.clock.cuda or self.burst == 1
+        marks = []
+        self.clock.before()
+        start = self.clock.mark()
+        for _ in range(self.burst):
+            if split:
+                marks.append(self.clock.mark())
+            loss = self.function(logits, *arguments)
+            if split:
+                marks.append(self.clock.mark())
+            gradient = torch.autograd.grad(loss, logits)
+        end = self.clock.mark()
+        times = {"training": self.clock.seconds(start, end) / self.burst}
+        if split:
+            forward = sum(self.clock.seconds(a, b) for a, b in zip(marks[::2], marks[1::2], strict=True))
+            times["forward"] = forward / self.burst
+            times["backward"] = times["training"] - times["forward"]
+        del loss, gradient
+        if self.candidate.kind == "inplace":
+            self.inputs[which].restore()
+        return times
+
+    def _time_inference(self, which: int) -> float:
+        logits, arguments = self.inputs[which].logits, self.arguments[which]
+        with torch.no_grad():
+            self.clock.before()
+            start = self.clock.mark()
+            for _ in range(self.burst):
+                loss = self.function(logits, *arguments)
+            seconds = self.clock.seconds(start, self.clock.mark())
+        del loss
+        return seconds / self.burst
+
+    def summary(self) -> dict[str, Any]:
+        """p20, p50 and p80 of each kind of sample, in seconds."""
+        result: dict[str, Any] = {"turns": self.turns, "burst": self.burst}
+        for name, values in self.samples.items():
+            p20, p50, p80 = numpy.percentile(values, (20, 50, 80))
+            result[name] = {"p20": float(p20), "p50": float(p50), "p80": float(p80)}
+        return result
+
+
+def interleave(runners: list[Runner], seed: int = 0) -> Iterator[Runner]:
+    """Takes all turns; yields the runner after each.
+
+    Whoever has fewer turns takes them evenly spread over the whole time, in shuffled company, so that a clock
+    or a neighbour that changes on the way touches all alike.
+    """
+    shuffle = random.Random(seed)
+    rounds = max((runner.turns for runner in runners), default=0)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            due = [r for r in runners if (number + 1) * r.turns // rounds > number * r.turns // rounds]
+            shuffle.shuffle(due)
+            for runner in due:
+                runner.turn()
+                yield runner
+    finally:
+        gc.enable()

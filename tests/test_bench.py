@@ -1,0 +1,238 @@
+"""The benchmark itself: every scenario runs, bytes and memory are true, the verdicts are right."""
+
+import collections
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import report
+from bench.__main__ import main
+from bench.candidates import candidates_of
+from bench.inputs import IGNORED, Inputs
+from bench.memory import peak_bytes
+from bench.scenarios import SCENARIOS
+from bench.targets import TARGETS, Target, verdicts
+from bench.timing import interleave
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """All scenarios on tiny shapes, with everything written to a temporary folder."""
+    folder = tmp_path_factory.mktemp("bench")
+    readme = folder / "README.md"
+    readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
+    threads = torch.get_num_threads()
+    try:
+        arguments = ["--quick", "--json", "--plot", "--report", "--device=cpu", "--threads=1"]
+        assert main([*arguments, f"--results={folder}", f"--readme={readme}"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text()), path, readme
+
+
+def test_quick_run_measures_every_candidate_of_every_scenario(quick):
+    document, _, _ = quick
+    assert set(document["scenarios"]) == set(SCENARIOS)
+    assert document["environment"]["threads"] == 1
+    for name, scenario in SCENARIOS.items():
+        result = document["scenarios"][name]
+        known = candidates_of(scenario.family)
+        expected = [label for label in scenario.candidates if not known[label].compiled]
+        assert list(result["candidates"]) == expected
+        for label, candidate in result["candidates"].items():
+            if not known[label].available:
+                assert "not installed" in candidate["failed"]
+                continue
+            assert "failed" not in candidate, (name, label, candidate)
+            assert 0 < candidate["training"]["p20"] <= candidate["training"]["p50"] <= candidate["training"]["p80"]
+
+
+def test_every_candidate_computes_what_it_is_compared_by(quick):
+    document, _, _ = quick
+    for name, scenario in document["scenarios"].items():
+        for label, candidate in scenario["candidates"].items():
+            if "loss_error" not in candidate:
+                continue
+            own = label.startswith("focal_cuda")
+            # That one smooths its probabilities by 0.001, and is off by about as much.
+            smoothed = label == "Python one-vs-all"
+            assert candidate["loss_error"] <= (2e-5 if own else 1e-2 if smoothed else 1e-4), (name, label)
+            # The others lose 1 - p to cancellation where the prediction is sure.
+            assert candidate["gradient_error"] <= (1e-4 if own else 1e-1), (name, label)
+
+
+def test_quick_run_writes_plots_and_the_readme_between_its_markers(quick):
+    document, path, readme = quick
+    for kind in ("speedup", "size", "memory"):
+        assert path.with_name(f"{path.stem}-{kind}.png").stat().st_size > 10_000
+    text = readme.read_text()
+    assert text.startswith(f"before\n{report.START}\n") and text.endswith(f"\n{report.END}\nafter\n")
+    assert "old" not in text
+    for scenario in document["scenarios"].values():
+        assert (f"| {scenario['title']} " in text) == (scenario["group"] is None)
+
+
+def test_results_are_merged_by_scenario(quick, tmp_path):
+    _, path, _ = quick
+    copy = tmp_path / path.name
+    document = json.loads(path.read_text())
+    document["scenarios"]["kept"] = document["scenarios"].pop("rows-1000")
+    copy.write_text(json.dumps(document))
+    threads = torch.get_num_threads()
+    try:
+        main(["small-softmax", "--quick", "--json", "--device=cpu", "--threads=1", f"--results={tmp_path}"])
+    finally:
+        torch.set_num_threads(threads)
+    merged = json.loads(copy.read_text())["scenarios"]
+    assert set(merged) == set(document["scenarios"])
+    assert merged["kept"] == document["scenarios"]["kept"]
+    assert merged["small-softmax"] != document["scenarios"]["small-softmax"]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_declared_bytes_are_those_of_the_tensors(name, dtype):
+    scenario = SCENARIOS[name]
+    shape = scenario.shapes["quick"]
+    inputs = scenario.make_inputs(shape, dtype, "cpu", seed=0)
+    declared = scenario.declared_bytes(shape, dtype)
+    moved = inputs.logits.nbytes + inputs.targets.nbytes
+    assert declared["inference"] == moved
+    assert declared["training"] == moved + torch.empty_like(inputs.logits).nbytes
+    assert inputs.logits.is_contiguous(memory_format=scenario.memory_format)
+    assert scenario.baseline in scenario.candidates and scenario.compiled in scenario.candidates
+    assert set(scenario.candidates) <= set(candidates_of(scenario.family))
+
+
+def test_wrongly_declared_bytes_are_refused(monkeypatch):
+    scenario = SCENARIOS["rows-10"]
+    true = scenario.declared_bytes((16, 10), torch.float32)
+    monkeypatch.setattr(type(scenario), "declared_bytes", lambda *_: {**true, "targets": true["targets"] // 2})
+    with pytest.raises(AssertionError, match="bytes of targets declared"):
+        scenario.make_inputs((16, 10), torch.float32, "cpu", seed=0)
+
+
+def _inputs(family, shape, **changes):
+    defaults = {
+        "dtype": torch.float32,
+        "device": "cpu",
+        "seed": 0,
+        "dense": False,
+        "target_dtype": torch.int64,
+        "ignore_index": -100,
+        "memory_format": torch.contiguous_format,
+    }
+    return Inputs(family=family, shape=shape, **{**defaults, **changes})
+
+
+def test_detection_inputs_have_rare_positives_and_some_ignored():
+    inputs = _inputs("sigmoid", (50_000, 20), target_dtype=torch.uint8, ignore_index=255)
+    ignored, background = inputs.targets == 255, inputs.targets == 20
+    assert ignored.float().mean().item() == pytest.approx(0.05, rel=0.1)
+    assert (~ignored & ~background).float().mean().item() == pytest.approx(1e-3, rel=0.4)
+    assert inputs.dense_targets.sum() == (~ignored & ~background).sum()
+    assert inputs.logits.mean().item() == pytest.approx(-4, abs=0.1)
+    dense = _inputs("sigmoid", (50_000, 20), dense=True)
+    assert torch.equal((dense.targets == -100).all(1), ignored)
+    assert torch.equal(dense.targets.clamp(min=0), inputs.dense_targets)
+
+
+def test_masks_are_blobs_and_mostly_predicted_right():
+    inputs = _inputs("softmax", (2, 19, 128, 128))
+    neighbours_agree = (inputs.labels[:, :, 1:] == inputs.labels[:, :, :-1]).float().mean()
+    assert neighbours_agree > 0.9
+    counted = inputs.labels != IGNORED
+    right = (inputs.logits.argmax(1) == inputs.labels)[counted].float().mean()
+    assert 0.9 < right < 1
+
+
+def test_inputs_are_the_same_for_a_seed_and_restored_after_being_overwritten():
+    first, second = _inputs("softmax", (64, 5)), _inputs("softmax", (64, 5), seed=1)
+    assert torch.equal(first.logits, _inputs("softmax", (64, 5)).logits)
+    assert not torch.equal(first.logits, second.logits)
+    first.working_logits.detach().zero_()
+    first.restore()
+    assert torch.equal(first.working_logits, first.logits)
+    assert not first.working_logits.is_leaf
+
+
+def test_peak_memory_is_counted_exactly():
+    x = torch.ones(1000, 100)
+    assert peak_bytes(x.clone, "cpu") == x.nbytes
+    assert peak_bytes(lambda: x.neg().abs_(), "cpu") == x.nbytes
+    assert peak_bytes(lambda: x.neg() * x.abs(), "cpu") == 3 * x.nbytes
+    assert peak_bytes(x.neg_, "cpu") == 0
+
+
+def test_interleaving_takes_every_turn_and_spreads_the_rare_ones():
+    class Turns:
+        def __init__(self, name, turns):
+            self.name, self.turns = name, turns
+
+        def turn(self):
+            pass
+
+    order = [runner.name for runner in interleave([Turns("often", 100), Turns("rare", 5)])]
+    assert collections.Counter(order) == {"often": 100, "rare": 5}
+    places = [i for i, name in enumerate(order) if name == "rare"]
+    assert all(15 <= b - a <= 27 for a, b in zip(places, places[1:], strict=False))
+
+
+def _result(**times):
+    candidates = {name.replace("_s_", " "): {"training": {"p50": t}} for name, t in times.items()}
+    return {"candidates": candidates}
+
+
+def test_verdicts_compare_medians_of_forward_and_backward():
+    results = {"a": _result(focal_cuda=1.0, other=4.0), "b": _result(focal_cuda=1.0, other=3.0)}
+    speedup = Target(("a", "b"), "speedup", "other", at_least=3.5)
+    time = Target(("a",), "time", "other", at_most=0.25)
+    found = verdicts(results, "cpu", (speedup, time))
+    assert [(v.scenario, v.value, v.word) for v in found] == [("b", 3.0, "NO"), ("a", 0.25, "yes")]
+
+
+def test_verdicts_on_memory_take_the_worst_scenario():
+    results = {"a": {"candidates": {"focal_cuda": {"peak_memory": 1.0}}}}
+    target = Target(("a", "b"), "peak_memory", at_most=1.05)
+    assert [v.word for v in verdicts(results, "cpu", (target,))] == ["yes"]
+    results["b"] = {"candidates": {"focal_cuda": {"peak_memory": 2.0}}}
+    (verdict,) = verdicts(results, "cpu", (target,))
+    assert (verdict.scenario, verdict.word) == ("b", "NO")
+
+
+def test_verdicts_say_when_something_was_not_measured_and_leave_other_devices_out():
+    results = {"a": _result(focal_cuda=1.0)}
+    target = Target(("a",), "speedup", "other", at_least=2)
+    assert [v.word for v in verdicts(results, "cpu", (target,))] == ["not measured"]
+    assert verdicts(results, "cuda", (target,)) == []
+
+
+def test_targets_name_scenarios_and_candidates_that_exist():
+    for target in TARGETS:
+        assert (target.at_least is None) != (target.at_most is None)
+        for name in target.scenarios:
+            named = {target.of, target.against} - {None}
+            assert named <= set(SCENARIOS[name].candidates), (target, name)
+
+
+def test_readme_without_markers_is_left_alone(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers\n")
+    with pytest.raises(SystemExit, match="bench:start"):
+        report.write_readme(readme, "section")
+    assert readme.read_text() == "no markers\n"
+
+
+def test_command_line_lists_scenarios_and_names_unknown_ones():
+    command = [sys.executable, "-m", "bench"]
+    listed = subprocess.run([*command, "--list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in listed.splitlines()] == list(SCENARIOS)
+    with pytest.raises(SystemExit, match="nonsense"):
+        main(["nonsense", "--list"])
