@@ -1,0 +1,337 @@
+"""What torch expects of an operator: schemas, compilation, higher derivatives, functional transforms, autocast."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from cases import Shape, make_dense, make_index, make_logits, make_trained_logits
+from compare import run
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import focal_cuda
+from focal_cuda import reference
+
+OPS = ["softmax_focal_loss", "sigmoid_focal_loss"]
+ops = pytest.mark.parametrize("op", OPS)
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "positives": 3}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+def batch(size: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    targets = make_index(Shape(size), device=device)
+    return make_trained_logits(Shape(size), targets, dtype), targets
+
+
+def loss_of(op: str, x: Tensor, targets: Tensor, **kwargs) -> Tensor:
+    return getattr(focal_cuda, op)(x, targets, **kwargs)
+
+
+def value_and_grad(f, x: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    x = x.detach().clone().requires_grad_()
+    loss = f(x)
+    (grad,) = torch.autograd.grad(loss, x, torch.ones_like(loss) * 0.7 if upstream is None else upstream)
+    return loss.detach(), grad
+
+
+def assert_same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-5, atol=1e-30, check_stride=False)
+
+
+# Every kind of problem an operator can be given: layouts, types, reductions, with and without optional tensors.
+PROBLEMS = [
+    ("rows", (6, 5), torch.float32, "mean", None, None),
+    ("columns", (2, 5, 3, 4), torch.bfloat16, "none", "vector", None),
+    ("channels_last", (2, 5, 3, 4), torch.float32, "sum", "vector", "tensor"),
+    ("sliced", (6, 5), torch.float64, "positives", None, None),
+    ("empty", (0, 5), torch.float16, "mean", None, "tensor"),
+]
+
+
+def problem(op: str, kind: str, size: tuple, dtype: torch.dtype, reduction: str, alpha: str | None, norm: str | None):
+    logits, targets = batch(size, dtype)
+    if kind == "channels_last":
+        logits = logits.to(memory_format=torch.channels_last)
+    if kind == "sliced":
+        logits = torch.cat([logits, logits], 1)[:, :5]
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    vector = torch.rand(5, dtype=compute) if alpha else None
+    normalizer = torch.tensor(3.0) if norm else None
+    # positive and negative weight, gamma, class_dim, ignore_index, background_index, reduction
+    numbers = (0.3, 0.7, 2.0, 1, -100, 5, REDUCTIONS[reduction])
+    return logits, targets, vector, normalizer, numbers
+
+
+every_problem = pytest.mark.parametrize("given", PROBLEMS, ids=lambda p: p[0])
+
+
+@ops
+@every_problem
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_opcheck_of_the_forward_operators(op: str, given: tuple, with_gradient: bool) -> None:
+    logits, targets, alpha, normalizer, numbers = problem(op, *given)
+    if with_gradient and given[3] == "none":
+        with_gradient = False
+    operator = getattr(torch.ops.focal_cuda, op).default
+    torch.library.opcheck(operator, (logits, targets, alpha, normalizer, 1.0, *numbers, with_gradient))
+
+
+@ops
+@every_problem
+def test_opcheck_of_the_in_place_operators(op: str, given: tuple) -> None:
+    logits, targets, alpha, normalizer, numbers = problem(op, *given)
+    if given[3] == "none":
+        numbers = (*numbers[:-1], REDUCTIONS["sum"])
+    operator = getattr(torch.ops.focal_cuda, f"{op}_inplace").default
+    torch.library.opcheck(operator, (logits, targets, alpha, normalizer, 1.0, *numbers))
+
+
+@ops
+@every_problem
+@pytest.mark.parametrize("filled", [False, True])
+def test_opcheck_of_the_backward_operators(op: str, given: tuple, filled: bool) -> None:
+    logits, targets, alpha, normalizer, numbers = problem(op, *given)
+    forward = getattr(torch.ops.focal_cuda, op).default
+    made = filled and given[3] != "none"
+    loss, scale, gradient = forward(logits, targets, alpha, normalizer, 1.0, *numbers, made)
+    if not made:
+        gradient = torch.empty_like(logits).zero_()
+    operator = getattr(torch.ops.focal_cuda, f"{op}_backward").default
+    grad_loss = torch.full_like(loss, 0.3)
+    torch.library.opcheck(operator, (grad_loss, logits, targets, alpha, scale, *numbers, made, gradient))
+
+
+@ops
+def test_meta_tensors_have_the_right_shapes(op: str) -> None:
+    logits = torch.empty(2, 5, 3, 4, device="meta", dtype=torch.bfloat16)
+    targets = torch.empty(2, 3, 4, device="meta", dtype=torch.int64)
+    for reduction, shape in (("mean", ()), ("none", logits.shape if op.startswith("sigmoid") else targets.shape)):
+        loss = loss_of(op, logits, targets, reduction=reduction)
+        assert loss.is_meta and loss.shape == shape and loss.dtype == torch.float32
+
+
+@ops
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("gradient", ["auto", "backward", "inplace"])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile_without_a_graph_break(op: str, reduction: str, gradient: str, dynamic: bool, device: str) -> None:
+    if reduction == "none" and gradient == "inplace":
+        gradient = "auto"
+
+    def f(x: Tensor, targets: Tensor) -> Tensor:
+        return loss_of(op, x * 2, targets, reduction=reduction, gradient=gradient)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(f, fullgraph=True, backend=counter, dynamic=dynamic)
+    compilations = set()
+    for size in ((6, 5), (9, 5), (11, 5)) if dynamic else ((6, 5),):
+        logits, targets = batch(size, device=device)
+        before = logits.clone()
+        expected = value_and_grad(lambda x, t=targets: f(x, t), logits)
+        assert_same(value_and_grad(lambda x, t=targets: compiled(x, t), logits), expected)
+        assert torch.equal(logits, before)
+        compilations.add(counter.frame_count)
+    assert len(compilations) == 1, "another batch size compiled again"
+
+
+@ops
+def test_compile_of_everything_at_once(op: str, device: str) -> None:
+    """A vector of alpha, a normalizer on the device, channels last, half precision, through the real compiler."""
+    targets = make_index(Shape((2, 5, 3, 4)), torch.uint8, device, ignore_index=255)
+    logits = make_trained_logits(Shape((2, 5, 3, 4)), targets, torch.bfloat16)
+    logits = logits.to(memory_format=torch.channels_last)
+    alpha, normalizer = torch.rand(5, device=device), torch.tensor(7.0, device=device)
+
+    def f(x: Tensor) -> Tensor:
+        kwargs = {"reduction": "sum", "normalizer": normalizer, "ignore_index": 255}
+        return loss_of(op, x.float().sin().to(x.dtype), targets, alpha=alpha, **kwargs).mul(3)
+
+    loss, grad = value_and_grad(torch.compile(f, fullgraph=True), logits)
+    expected_loss, expected_grad = value_and_grad(f, logits)
+    torch.testing.assert_close(loss, expected_loss, rtol=2e-3, atol=0)
+    torch.testing.assert_close(grad, expected_grad, rtol=2e-2, atol=1e-3)
+
+
+@ops
+def test_compile_of_a_module_in_training(op: str, device: str) -> None:
+    name = {"softmax_focal_loss": "SoftmaxFocalLoss", "sigmoid_focal_loss": "SigmoidFocalLoss"}[op]
+    criterion = getattr(focal_cuda, name)(alpha=[0.1, 0.2, 0.3, 0.4, 0.5], gamma=1.5).to(device)
+    logits, targets = batch((6, 5), device=device)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    expected = value_and_grad(lambda x: criterion(x, targets), logits)
+    assert_same(value_and_grad(lambda x: compiled(x, targets), logits), expected)
+
+
+@ops
+def test_compiled_functional_gradients_are_not_zero(op: str, device: str) -> None:
+    """Dynamo drops the backward of custom operators under torch.func: pytorch/pytorch#193279."""
+    logits, targets = batch((6, 5), device=device)
+    f = torch.func.grad(lambda x: loss_of(op, x, targets))
+    grad = torch.compile(f, backend="aot_eager")(logits)
+    assert_same((grad,), (run(op, logits, targets).grad,))
+
+
+@ops
+def test_export(op: str) -> None:
+    class Step(torch.nn.Module):
+        def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+            return loss_of(op, x, targets)
+
+    logits, targets = batch((6, 5))
+    program = torch.export.export(Step(), (logits, targets))
+    assert torch.equal(program.module()(logits, targets), loss_of(op, logits, targets))
+    assert any(op in str(node.target) for node in program.graph.nodes)
+
+
+@ops
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("size", [(3, 3), (1, 3, 2, 2)], ids=["rows", "columns"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_gradcheck(op: str, gamma: float, size: tuple, reduction: str, device: str) -> None:
+    logits, targets = batch(size, torch.float64, device)
+    alpha = torch.rand(3, dtype=torch.float64, device=device)
+
+    def f(x: Tensor) -> Tensor:
+        return loss_of(op, x, targets, alpha=alpha, gamma=gamma, reduction=reduction)
+
+    x = logits.clamp(-4, 4).requires_grad_()
+    assert torch.autograd.gradcheck(f, x, check_batched_grad=False)
+    assert torch.autograd.gradgradcheck(f, x, check_batched_grad=False)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_gradcheck_of_soft_targets(gamma: float, device: str) -> None:
+    targets = make_dense((4, 3), torch.float64, device, soft=True)
+    x = make_logits((4, 3), torch.float64, device).clamp(-4, 4).requires_grad_()
+
+    def f(v: Tensor) -> Tensor:
+        return focal_cuda.sigmoid_focal_loss(v, targets, 0.3, gamma)
+
+    assert torch.autograd.gradcheck(f, x) and torch.autograd.gradgradcheck(f, x)
+
+
+@ops
+@pytest.mark.parametrize("gradient", ["auto", "backward"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_a_gradient_penalty(op: str, gradient: str, dtype: torch.dtype, device: str) -> None:
+    logits, targets = batch((6, 5), dtype, device)
+    kwargs = {"gamma": 1.5, "reduction": "sum", "normalizer": torch.tensor(3.0, device=device)}
+
+    def penalty(f, x: Tensor) -> Tensor:
+        x = x.detach().clone().requires_grad_()
+        loss = f(x)
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        (loss + grad.square().sum()).backward()
+        return x.grad
+
+    ours = penalty(lambda x: loss_of(op, x, targets, gradient=gradient, **kwargs), logits)
+    alpha = {"sigmoid_focal_loss": 0.25, "softmax_focal_loss": None}[op]
+    expected = penalty(lambda x: getattr(reference, op)(x, targets, alpha, **kwargs), logits.double())
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@ops
+def test_a_first_order_backward_under_create_graph_then_a_plain_one(op: str, device: str) -> None:
+    logits, targets = batch((6, 5), device=device)
+    x = logits.requires_grad_()
+    loss = loss_of(op, x, targets)
+    (graphed,) = torch.autograd.grad(loss, x, create_graph=True)
+    (plain,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert graphed.requires_grad and not plain.requires_grad
+    assert_same((graphed.detach(),), (plain,))
+
+
+@ops
+def test_functional_transforms(op: str, device: str) -> None:
+    """grad, per-sample grad, jacobians and hessians equal the reference's."""
+    logits, targets = batch((6, 5), torch.float64, device)
+    targets = torch.where(targets == -100, 0, targets)
+    alpha = torch.rand(5, dtype=torch.float64, device=device)
+
+    def ours(x: Tensor, t: Tensor = targets) -> Tensor:
+        return loss_of(op, x, t, alpha=alpha, gamma=1.5, reduction="sum")
+
+    def truth(x: Tensor, t: Tensor = targets) -> Tensor:
+        return getattr(reference, op)(x, t, alpha, 1.5, "sum")
+
+    func = torch.func
+    transforms = [
+        func.grad,
+        func.hessian,
+        lambda f: func.jacrev(f),
+        lambda f: lambda x: func.jvp(f, (x,), (torch.ones_like(x),))[1],
+        lambda f: lambda x: func.vjp(f, x)[1](torch.tensor(0.3, dtype=x.dtype, device=x.device))[0],
+        lambda f: lambda x: func.vmap(func.grad(lambda v, t: f(v[None], t[None])))(x, targets),
+        lambda f: lambda x: func.vmap(lambda v, t: f(v[None], t[None]))(x, targets),
+    ]
+    for transform in transforms:
+        torch.testing.assert_close(transform(ours)(logits), transform(truth)(logits), rtol=1e-9, atol=1e-15)
+
+
+@ops
+def test_forward_mode_is_right_or_refused(op: str, device: str) -> None:
+    """Never silently zero."""
+    logits, targets = batch((6, 5), device=device)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(logits.clone().requires_grad_(), torch.ones_like(logits))
+        try:
+            tangent = forward_ad.unpack_dual(loss_of(op, dual, targets)).tangent
+        except (RuntimeError, NotImplementedError):
+            return
+    assert tangent is not None
+    assert_same((tangent,), (run(op, logits, targets).grad.sum(),))
+
+
+@ops
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
+def test_autocast_changes_nothing(op: str, dtype: torch.dtype, device: str) -> None:
+    """Half logits are read as they are and float32 ones are not rounded: the loss is float32 in any case."""
+    logits, targets = batch((6, 5), dtype, device)
+    plain = value_and_grad(lambda x: loss_of(op, x, targets), logits)
+    with torch.autocast(device, torch.bfloat16):
+        mixed = value_and_grad(lambda x: loss_of(op, x, targets), logits)
+        x = logits.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(loss_of(op, x, targets), x, create_graph=True)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(plain, mixed, strict=True))
+    assert plain[0].dtype == torch.float32 and plain[1].dtype == dtype and grad.dtype == dtype
+
+
+@ops
+def test_a_mixed_precision_training_step(op: str, device: str) -> None:
+    """autocast and a gradient scaler of 65536: the gradients come out as in float32."""
+    features, targets = torch.randn(64, 8, device=device), make_index(Shape((64, 5)), device=device)
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(8, 5, device=device)
+    expected = torch.autograd.grad(loss_of(op, layer(features), targets), list(layer.parameters()))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler(device, init_scale=65536.0)
+    with torch.autocast(device, torch.float16):
+        logits = layer(features)
+        loss = loss_of(op, logits, targets)
+    assert logits.dtype == torch.float16
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    for parameter, grad in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=2e-2, atol=2e-5)
+    before = layer.weight.detach().clone()
+    scaler.step(optimizer)
+    assert not torch.equal(layer.weight, before)
+
+
+@ops
+def test_calls_from_several_threads(op: str, device: str) -> None:
+    problems = [batch((500, 7), device=device) for _ in range(4)]
+    expected = [run(op, x, t) for x, t in problems]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            results = list(pool.map(lambda p: run(op, *p), problems))
+            for result, right in zip(results, expected, strict=True):
+                assert torch.equal(result.loss, right.loss) and torch.equal(result.grad, right.grad)

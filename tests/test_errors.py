@@ -1,0 +1,404 @@
+"""Every way to call the functions wrongly: the type of the error, and what its one sentence must name."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import INDEX_DTYPES, dtypes
+from torch import Tensor
+
+import focal_cuda
+
+SIGMOID, SOFTMAX = "sigmoid_focal_loss", "softmax_focal_loss"
+ops = pytest.mark.parametrize("op", [SIGMOID, SOFTMAX])
+X = torch.zeros(4, 3)
+T = torch.tensor([0, 1, 2, 0])
+IMAGE, MASK = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
+
+
+def fails(error: type[Exception], op: str, *args: Any, names: str, **kwargs: Any) -> str:
+    """The message, which must have the form "<op>: expected <argument> ..., got ...; <remedy>" and match names."""
+    with pytest.raises(error) as raised:
+        getattr(focal_cuda, op)(*args, **kwargs)
+    assert raised.type is error
+    message = str(raised.value)
+    assert re.fullmatch(rf"{op}: expected .*, got .*; .+\.", message), message
+    assert re.search(names, message), message
+    return message
+
+
+@ops
+@pytest.mark.parametrize("value", [None, 1.0, [[1.0, 2.0]], "logits"], ids=repr)
+def test_no_tensor(op: str, value: object) -> None:
+    fails(TypeError, op, value, T, names="expected logits to be a tensor, got (NoneType|float|list|str)")
+    fails(TypeError, op, X, value, names="expected targets to be a tensor, got (NoneType|float|list|str)")
+
+
+@ops
+@dtypes([torch.int64, torch.bool, torch.uint8, torch.complex64])
+def test_logits_dtype(op: str, dtype: torch.dtype) -> None:
+    """Most of all labels in the place of logits."""
+    fails(TypeError, op, X.to(dtype), T, names=f"expected logits .*float.*got {dtype}")
+
+
+@ops
+@dtypes([torch.float32, torch.float64, torch.float16, torch.complex64])
+def test_float_targets_of_index_shape(op: str, dtype: torch.dtype) -> None:
+    message = fails(TypeError, op, X, T.to(dtype), names=f"targets.*integer.*got {dtype}")
+    assert "long()" in message
+
+
+def test_complex_dense_targets() -> None:
+    fails(TypeError, SIGMOID, X, X.to(torch.complex64), names="expected.* targets.*got torch.complex64")
+
+
+@ops
+def test_targets_with_a_singleton_dimension(op: str) -> None:
+    """(N, 1) against (N,), and masks that kept their channel: said with the dimension to squeeze."""
+    fails(ValueError, op, X, T[:, None], names=r"targets of shape \[4\].*got \[4, 1\].*squeeze dim 1")
+    fails(ValueError, op, IMAGE, MASK[:, None], names=r"\[2, 4, 5\].*got \[2, 1, 4, 5\].*squeeze dim 1")
+    fails(ValueError, op, X, T[None], names=r"targets of shape \[4\].*got \[1, 4\].*squeeze dim 0")
+
+
+def test_the_message_of_the_documentation() -> None:
+    logits, targets = torch.zeros(8, 3, 16, 16), torch.zeros(8, 1, 16, 16, dtype=torch.int64)
+    message = fails(ValueError, SOFTMAX, logits, targets, names="squeeze")
+    assert message.startswith(
+        "softmax_focal_loss: expected targets of shape [8, 16, 16] (logits without dim 1), got [8, 1, 16, 16]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets"),
+    [
+        ((4, 1), (4,)),
+        ((4,), (4, 1)),
+        ((4, 3), (3, 4)),
+        ((4, 3), (3,)),
+        ((4, 3), (4, 2)),
+        ((4, 3), ()),
+        ((4, 3), (1, 3)),
+        ((2, 3, 4, 5), (2, 5, 4)),
+        ((2, 3, 4, 5), (2, 4, 5, 3)),
+        ((2, 3, 4, 5), (2, 1, 1)),
+        ((0, 3), (1,)),
+    ],
+    ids=str,
+)
+def test_shapes_that_do_not_fit(logits: tuple, targets: tuple) -> None:
+    """Nothing is broadcast. For the sigmoid the message names both accepted shapes."""
+    x = torch.zeros(logits)
+    if logits == (4, 1):  # N rows of one class: index targets, and right as they are
+        assert focal_cuda.sigmoid_focal_loss(x, torch.zeros(4, dtype=torch.int64)) > 0
+        fails(ValueError, SOFTMAX, x, torch.zeros(4, dtype=torch.int64), names="sigmoid_focal_loss")
+        return
+    for op in (SIGMOID, SOFTMAX):
+        got = re.escape(str(list(targets)))
+        if len(logits) < 2:
+            fails(ValueError, op, x, torch.zeros(targets), names="class_dim|targets of shape")
+            continue
+        expected = re.escape(str([logits[0], *logits[2:]]))
+        either = rf".* or {re.escape(str(list(logits)))}" if op == SIGMOID else ""
+        fails(ValueError, op, x, torch.zeros(targets).long(), names=rf"targets of shape {expected}{either}.*got {got}")
+
+
+def test_dense_targets_for_the_softmax() -> None:
+    message = fails(ValueError, SOFTMAX, X, torch.eye(4)[:, :3], names=r"targets of shape \[4\].*got \[4, 3\]")
+    assert "argmax" in message
+
+
+def test_one_class() -> None:
+    for logits, targets in ((torch.zeros(4, 1), T * 0), (torch.zeros(2, 1, 4, 5), MASK)):
+        fails(ValueError, SOFTMAX, logits, targets, names="at least 2 classes.*use sigmoid_focal_loss")
+
+
+@ops
+@pytest.mark.parametrize("class_dim", [2, -3, 5])
+def test_class_dim_out_of_range(op: str, class_dim: int) -> None:
+    fails(ValueError, op, X, T, class_dim=class_dim, names=rf"class_dim.*got {class_dim}")
+
+
+@ops
+@pytest.mark.parametrize("value", [1.0, "1", None], ids=repr)
+def test_arguments_that_must_be_int(op: str, value: object) -> None:
+    fails(TypeError, op, X, T, class_dim=value, names="class_dim")
+    fails(TypeError, op, X, T, ignore_index=value, names="ignore_index")
+    if value is not None:
+        fails(TypeError, op, X, T, background_index=value, names="background_index")
+
+
+@ops
+@pytest.mark.parametrize("gamma", [-1.0, -1e-9, float("nan"), float("inf")])
+def test_gamma_out_of_range(op: str, gamma: float) -> None:
+    fails(ValueError, op, X, T, None, gamma, names=rf"gamma >= 0.*got {gamma}")
+
+
+@ops
+@pytest.mark.parametrize("gamma", ["2", None, [2.0], torch.tensor(2.0), True], ids=repr)
+def test_gamma_of_another_type(op: str, gamma: object) -> None:
+    fails(TypeError, op, X, T, None, gamma, names="gamma")
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, -1, float("nan")])
+def test_alpha_out_of_range(alpha: float) -> None:
+    """-1, torchvision's word for "none", included."""
+    message = fails(ValueError, SIGMOID, X, T, alpha, names=rf"alpha in \[0, 1\].*got {alpha}")
+    assert "None" in message
+
+
+@pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])
+def test_alpha_of_the_softmax_out_of_range(alpha: float) -> None:
+    fails(ValueError, SOFTMAX, X, T, alpha, names=rf"alpha >= 0.*got {alpha}")
+    assert focal_cuda.softmax_focal_loss(X, T, 3.0) > 0
+
+
+@ops
+@pytest.mark.parametrize("alpha", ["0.25", [0.1, 0.2, 0.3], (0.5,), True], ids=repr)
+def test_alpha_of_another_type(op: str, alpha: object) -> None:
+    fails(TypeError, op, X, T, alpha, names="alpha")
+
+
+@ops
+def test_alpha_vectors(op: str) -> None:
+    for bad in (torch.ones(2), torch.ones(4), torch.ones(1), torch.ones(1, 3), torch.ones(())):
+        got = re.escape(str(list(bad.shape)))
+        fails(ValueError, op, X, T, bad, names=rf"alpha of shape \[3\].*got {got}")
+    fails(ValueError, op, IMAGE, MASK, torch.ones(5), names=r"alpha of shape \[3\].*got \[5\]")
+    fails(TypeError, op, X, T, torch.ones(3, dtype=torch.int64), names="alpha.*got torch.int64")
+    fails(ValueError, op, X, T, torch.ones(3).requires_grad_(), names="alpha.*detach")
+
+
+@ops
+@pytest.mark.parametrize("reduction", ["Mean", "batchmean", "", None, 1], ids=repr)
+def test_unknown_reduction(op: str, reduction: object) -> None:
+    fails(ValueError, op, X, T, None, 2.0, reduction, names='reduction.*"none", "mean" or "sum"')
+
+
+@ops
+@pytest.mark.parametrize("gradient", ["fast", "in-place", None, True], ids=repr)
+def test_unknown_gradient(op: str, gradient: object) -> None:
+    fails(ValueError, op, X, T, gradient=gradient, names='gradient.*"auto", "forward", "backward" or "inplace"')
+
+
+@ops
+@pytest.mark.parametrize("gradient", ["forward", "inplace"])
+def test_a_gradient_in_the_forward_needs_a_scalar(op: str, gradient: str) -> None:
+    x = X.clone().requires_grad_() * 1
+    fails(ValueError, op, x, T, reduction="none", gradient=gradient, names=f'reduction="none".*got .*{gradient}')
+
+
+@ops
+def test_in_place_on_logits_that_must_not_change(op: str) -> None:
+    leaf = X.clone().requires_grad_()
+    fails(ValueError, op, leaf, T, gradient="inplace", names="leaf")
+    fails(ValueError, op, X.clone(), T, gradient="inplace", names="require grad")
+    with torch.no_grad():
+        fails(ValueError, op, leaf * 1, T, gradient="inplace", names="require grad")
+    expanded = (torch.zeros(1, 3).requires_grad_() * 1).expand(4, 3)
+    fails(ValueError, op, expanded, T, gradient="inplace", names="expanded")
+    assert (leaf == 0).all()
+
+
+@ops
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_normalizer_divides_a_sum_only(op: str, reduction: str) -> None:
+    for normalizer in (2.0, torch.tensor(2.0), "positives"):
+        kwargs = {"reduction": reduction, "normalizer": normalizer, "background_index": 0}
+        fails(ValueError, op, X, T, **kwargs, names='reduction="sum".*normalizer')
+
+
+@ops
+def test_normalizers(op: str) -> None:
+    def bad(error: type[Exception], normalizer: object, names: str) -> None:
+        fails(error, op, X, T, reduction="sum", normalizer=normalizer, background_index=0, names=names)
+
+    for number in (0.0, 0, -1.0, float("nan"), float("inf")):
+        bad(ValueError, number, rf"normalizer >=? 0.*got {number}")
+    bad(ValueError, "positive", '"positives".*got .positive.')
+    bad(ValueError, torch.ones(2), r"normalizer.*one.*element.*got .*\[2\]")
+    bad(ValueError, torch.ones(0), r"normalizer.*one.*element.*got .*\[0\]")
+    bad(ValueError, torch.ones(()).requires_grad_(), "normalizer.*detach")
+    for value in ([1.0], object(), True):
+        bad(TypeError, value, "normalizer")
+
+
+def test_positives_of_a_softmax_need_a_background() -> None:
+    kwargs = {"reduction": "sum", "normalizer": "positives"}
+    fails(ValueError, SOFTMAX, X, T, **kwargs, names="background_index.*got None")
+    assert focal_cuda.sigmoid_focal_loss(X, T, **kwargs) > 0
+
+
+@ops
+def test_what_must_not_require_grad(op: str) -> None:
+    assert op == SOFTMAX or fails(ValueError, op, X, X.clone().requires_grad_(), names="targets.*detach")
+    fails(ValueError, op, X, T, torch.full((3,), 0.5, requires_grad=True), names="alpha.*detach")
+
+
+@ops
+def test_devices(op: str) -> None:
+    """The meta device stands for another one."""
+    fails(ValueError, op, X, T.to("meta"), names="targets on the logits' device cpu, got meta")
+    fails(ValueError, op, X, T, torch.ones(3, device="meta"), names="alpha on the logits' device cpu, got meta")
+    kwargs = {"reduction": "sum", "normalizer": torch.ones((), device="meta")}
+    fails(ValueError, op, X, T, **kwargs, names="normalizer on the logits' device cpu, got meta")
+
+
+@pytest.mark.parametrize("ignore_index", [0, 1])
+def test_ignore_index_that_is_a_dense_target(ignore_index: int) -> None:
+    fails(ValueError, SIGMOID, X, X, ignore_index=ignore_index, names=f"ignore_index.*got {ignore_index}")
+    assert focal_cuda.sigmoid_focal_loss(X, T, ignore_index=ignore_index) > 0
+
+
+BAD_LABELS = [-1, -2, 3, 4, 100, -101]
+
+
+@ops
+@pytest.mark.parametrize("label", BAD_LABELS)
+@pytest.mark.parametrize("kwargs", [{}, {"reduction": "none"}, {"gradient": "backward"}], ids=str)
+def test_labels_out_of_range(op: str, label: int, kwargs: dict) -> None:
+    """Value, place and range are named, for rows and for masks; index C is the sigmoid's background."""
+    if op == SIGMOID and label == 3:
+        return
+    t, mask = T.clone(), MASK.clone()
+    t[2] = label
+    mask[1, 3, 2] = label
+    for requires_grad in (False, True):
+        x, image = X.clone().requires_grad_(requires_grad), IMAGE.clone().requires_grad_(requires_grad)
+        fails(IndexError, op, x, t, names=rf"\[0, 3\).*got targets\[2\] = {label}", **kwargs)
+        fails(IndexError, op, image, mask, names=rf"\[0, 3\).*got targets\[1, 3, 2\] = {label}", **kwargs)
+
+
+@ops
+@dtypes([d for d in INDEX_DTYPES if d != torch.bool], "index_dtype")
+def test_labels_out_of_range_in_every_type(op: str, index_dtype: torch.dtype) -> None:
+    t = T.to(index_dtype)
+    t[3] = 77
+    fails(IndexError, op, X, t, names=r"got targets\[3\] = 77")
+
+
+def test_true_is_no_class_of_one() -> None:
+    """Of one class, True is the background; with another background it is a mistake."""
+    x, t = torch.zeros(4, 1), torch.tensor([False, False, True, False])
+    assert focal_cuda.sigmoid_focal_loss(x, t) > 0
+    with pytest.raises(IndexError, match=r"targets\[2\] = (1|True)"):
+        focal_cuda.sigmoid_focal_loss(x, t, background_index=-1)
+
+
+@ops
+def test_labels_beyond_32_bits(op: str) -> None:
+    """A label must not be cut to 32 bits before it is looked at."""
+    for label in (2**32, 2**32 + 1, -(2**32), 2**63 - 1, -(2**63)):
+        fails(IndexError, op, X, torch.tensor([0, label, 1, 2]), names=rf"got targets\[1\] = {label}")
+
+
+@ops
+def test_the_first_bad_label_is_named_in_a_large_batch(op: str) -> None:
+    """Whichever thread met which one."""
+    t = torch.zeros(200_000, dtype=torch.int64)
+    t[150_001], t[70_003] = 9, 8
+    for _ in range(3):
+        fails(IndexError, op, torch.zeros(200_000, 3), t, names=r"got targets\[70003\] = 8")
+
+
+@ops
+def test_labels_in_views_are_named_by_their_index(op: str) -> None:
+    mask = MASK.clone()
+    mask[1, 3, 2] = 7
+    strided = mask.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    fails(IndexError, op, IMAGE, strided, names=r"got targets\[1, 3, 2\] = 7")
+    last = IMAGE.movedim(1, -1).contiguous()
+    fails(IndexError, op, last, mask, class_dim=-1, names=r"got targets\[1, 3, 2\] = 7")
+
+
+@ops
+def test_ignored_and_background_labels_are_no_mistake(op: str) -> None:
+    t = torch.tensor([0, -7, 2, -7])
+    assert getattr(focal_cuda, op)(X, t, ignore_index=-7) > 0
+    fails(IndexError, op, X, t, names=r"got targets\[1\] = -7")
+    # Without a background label of its own the softmax has C classes and nothing else.
+    if op == SOFTMAX:
+        fails(IndexError, op, X, torch.tensor([0, 3, 1, 2]), background_index=3, names=r"got targets\[1\] = 3")
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, 2.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("kwargs", [{}, {"reduction": "none"}], ids=str)
+def test_dense_targets_out_of_range(value: float, kwargs: dict) -> None:
+    t = torch.zeros(4, 3)
+    t[2, 1] = value
+    fails(ValueError, SIGMOID, X, t, names=rf"\[0, 1\].*got targets\[2, 1\] = {value:g}", **kwargs)
+
+
+@dtypes([torch.uint8, torch.int8, torch.int64])
+def test_dense_integer_targets_out_of_range(dtype: torch.dtype) -> None:
+    t = torch.zeros(4, 3, dtype=dtype)
+    t[3, 0] = 7
+    fails(ValueError, SIGMOID, X, t, names=r"\[0, 1\].*got targets\[3, 0\] = 7")
+
+
+def wrong_calls(x: Tensor) -> list[tuple[str, Callable[[], Tensor]]]:
+    """Calls that fail only when the kernel has seen the targets."""
+    late = torch.zeros(len(x), dtype=torch.int64)
+    late[-1] = 99
+    dense = torch.zeros_like(x, requires_grad=False)
+    dense[-1, -1] = 1.5
+    return [
+        ("softmax", lambda: focal_cuda.softmax_focal_loss(x, late, gradient="inplace")),
+        ("sigmoid", lambda: focal_cuda.sigmoid_focal_loss(x, late, gradient="inplace")),
+        ("dense", lambda: focal_cuda.sigmoid_focal_loss(x, dense, gradient="inplace")),
+    ]
+
+
+@pytest.mark.parametrize("rows", [4, 100_000])
+def test_nothing_is_written_when_a_target_is_wrong(rows: int) -> None:
+    """Not even by the in-place mode, and not by the threads that met good targets only."""
+    x = torch.randn(rows, 3).requires_grad_() * 1
+    before, version = x.detach().clone(), x._version
+    for _, call in wrong_calls(x):
+        with pytest.raises((IndexError, ValueError)):
+            call()
+        assert torch.equal(x.detach(), before) and x._version == version
+    focal_cuda.softmax_focal_loss(x, torch.zeros(rows, dtype=torch.int64)).backward()
+
+
+@ops
+def test_validate_checks_what_is_not_checked_by_default(op: str) -> None:
+    bad = torch.tensor([0.5, -2.0, 0.5])
+    assert getattr(focal_cuda, op)(X, T, bad).isfinite()
+    fails(ValueError, op, X, T, bad, validate=True, names=r"alpha.*got alpha\[1\] = -2")
+    if op == SIGMOID:
+        fails(ValueError, op, X, T, bad.abs(), validate=True, names=r"alpha in \[0, 1\].*got alpha\[1\] = 2")
+    kwargs = {"reduction": "sum", "normalizer": torch.tensor(-3.0)}
+    fails(ValueError, op, X, T, **kwargs, validate=True, names="normalizer >= 0.*got -3")
+    t = T.clone()
+    t[2] = 9
+    fails(IndexError, op, X, t, validate=True, names=r"\[0, 3\).*got targets\[2\] = 9")
+    assert torch.equal(getattr(focal_cuda, op)(X, T, validate=True), getattr(focal_cuda, op)(X, T))
+
+
+def test_validate_by_environment() -> None:
+    code = (
+        "import torch, focal_cuda\n"
+        "focal_cuda.sigmoid_focal_loss(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([0.5, -2.0, 0.5]))"
+    )
+    for value, fine in (("1", False), ("0", True)):
+        env = {**os.environ, "FOCAL_CUDA_VALIDATE": value}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert (done.returncode == 0) == fine, done.stderr
+        assert fine or "alpha[1] = -2" in done.stderr
+
+
+@ops
+def test_good_calls_after_bad_ones(op: str) -> None:
+    """An error leaves nothing behind."""
+    before = getattr(focal_cuda, op)(X, T)
+    for label in BAD_LABELS:
+        with pytest.raises(IndexError):
+            getattr(focal_cuda, op)(X, torch.tensor([0, label if label != 3 else 9, 0, 0]))
+    assert torch.equal(getattr(focal_cuda, op)(X, T), before)

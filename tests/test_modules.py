@@ -1,0 +1,208 @@
+"""SigmoidFocalLoss and SoftmaxFocalLoss: the functions with their options kept."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import focal_cuda
+from focal_cuda import SigmoidFocalLoss, SoftmaxFocalLoss, sigmoid_focal_loss, softmax_focal_loss
+
+PAIRS = [(SigmoidFocalLoss, sigmoid_focal_loss), (SoftmaxFocalLoss, softmax_focal_loss)]
+pairs = pytest.mark.parametrize(("module", "function"), PAIRS, ids=["sigmoid", "softmax"])
+ALPHA = [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def batch(device: str = "cpu") -> tuple[Tensor, Tensor]:
+    return torch.randn(8, 5, device=device), torch.tensor([0, 1, 2, 3, 4, -100, 0, 1], device=device)
+
+
+@pairs
+def test_the_defaults_are_those_of_the_function(module: type, function, device: str) -> None:
+    logits, targets = batch(device)
+    assert torch.equal(module()(logits, targets), function(logits, targets))
+    of_function = inspect.signature(function).parameters
+    of_module = inspect.signature(module).parameters
+    for name in ("alpha", "gamma", "reduction"):
+        assert of_module[name].default == of_function[name].default
+
+
+def test_the_documented_defaults() -> None:
+    sigmoid, softmax = (inspect.signature(f).parameters for f in (sigmoid_focal_loss, softmax_focal_loss))
+    assert list(sigmoid) == list(softmax)
+    assert list(sigmoid)[:5] == ["logits", "targets", "alpha", "gamma", "reduction"]
+    assert [sigmoid[n].default for n in list(sigmoid)[2:5]] == [0.25, 2.0, "mean"]
+    assert [softmax[n].default for n in list(softmax)[2:5]] == [None, 2.0, "mean"]
+    for parameters in (sigmoid, softmax):
+        keywords = {n: p.default for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        assert keywords == {
+            "class_dim": 1,
+            "ignore_index": -100,
+            "background_index": None,
+            "normalizer": None,
+            "gradient": "auto",
+            "validate": None,
+        }
+
+
+@pairs
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gamma": 0.5},
+        {"reduction": "none"},
+        {"class_dim": 0},
+        {"ignore_index": 1},
+        {"background_index": 2, "reduction": "sum", "normalizer": "positives"},
+        {"reduction": "sum", "normalizer": 3.5},
+        {"gradient": "backward"},
+        {"validate": True},
+        {"alpha": 0.7},
+        {"alpha": None},
+    ],
+    ids=str,
+)
+def test_every_option_arrives(module: type, function, options: dict, device: str) -> None:
+    logits, targets = batch(device)
+    if options.get("ignore_index") == 1:
+        targets = targets.clamp(min=0)
+    if "class_dim" in options:
+        logits = logits.t().contiguous()
+    assert torch.equal(module(**options)(logits, targets), function(logits, targets, **options))
+
+
+@pairs
+def test_alpha_is_a_buffer(module: type, function, device: str) -> None:
+    """It moves with the model and is saved with it, whatever it was given as."""
+    logits, targets = batch(device)
+    for alpha in (ALPHA, tuple(ALPHA), torch.tensor(ALPHA)):
+        criterion = module(alpha=alpha).to(device)
+        assert isinstance(criterion.alpha, Tensor) and "alpha" in dict(criterion.named_buffers())
+        assert not list(criterion.parameters())
+        assert torch.equal(criterion(logits, targets), function(logits, targets, torch.tensor(ALPHA, device=device)))
+    mine = torch.tensor(ALPHA)
+    criterion = module(alpha=mine)
+    mine.zero_()
+    assert criterion.alpha.sum() > 0, "the module shares the caller's tensor"
+    assert criterion.double().alpha.dtype == torch.float64
+    assert criterion.half()(*batch()).dtype == torch.float32
+    assert module(alpha=nn.Parameter(torch.tensor(ALPHA))).alpha.requires_grad is False
+
+
+@pairs
+def test_alpha_that_is_no_tensor_is_no_buffer(module: type, function) -> None:
+    for alpha in (None, 0.3):
+        criterion = module(alpha=alpha)
+        assert criterion.state_dict() == {} and criterion.alpha == alpha
+
+
+@pairs
+def test_state_dict(module: type, function) -> None:
+    logits, targets = batch()
+    trained, fresh = module(alpha=ALPHA), module(alpha=[1.0, 0.0, 0.5, 0.0, 1.0])
+    expected = trained(logits, targets)
+    assert not torch.equal(fresh(logits, targets), expected)
+    file = io.BytesIO()
+    torch.save(trained.state_dict(), file)
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(fresh(logits, targets), expected)
+
+
+@pairs
+def test_copies(module: type, function) -> None:
+    logits, targets = batch()
+    criterion = module(alpha=ALPHA, gamma=1.5, reduction="sum", normalizer="positives", background_index=0)
+    expected = criterion(logits, targets)
+    for twin in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert torch.equal(twin(logits, targets), expected)
+        twin.alpha.zero_()
+        assert torch.equal(criterion(logits, targets), expected)
+
+
+@pairs
+def test_repr_says_what_it_does(module: type, function) -> None:
+    text = repr(module(alpha=ALPHA, gamma=1.5, ignore_index=255))
+    assert text.startswith(module.__name__) and "gamma=1.5" in text and "ignore_index=255" in text
+    assert "alpha" in text and "5" in text
+    assert "reduction" in repr(module())
+
+
+@pairs
+def test_a_normalizer_for_one_call(module: type, function, device: str) -> None:
+    """Counted on the device and reduced over the processes, it is known only then."""
+    logits, targets = batch(device)
+    n = torch.tensor(3.0, device=device)
+    criterion = module(reduction="sum")
+    assert torch.equal(
+        criterion(logits, targets, normalizer=n), function(logits, targets, reduction="sum", normalizer=n)
+    )
+
+
+@pairs
+def test_a_forward_leaves_the_module_alone(module: type, function) -> None:
+    criterion = module(alpha=ALPHA)
+    before = {k: v.clone() for k, v in criterion.state_dict().items()}, dict(criterion.__dict__)
+    for size in ((8, 5), (2, 5, 3)):
+        logits = torch.randn(size, requires_grad=True)
+        criterion(logits, torch.zeros(size[:1] + size[2:], dtype=torch.int64)).backward()
+    assert all(torch.equal(v, before[0][k]) for k, v in criterion.state_dict().items())
+    assert {k: v for k, v in criterion.__dict__.items() if not k.startswith("_")} == {
+        k: v for k, v in before[1].items() if not k.startswith("_")
+    }
+
+
+@pairs
+def test_errors_are_those_of_the_function(module: type, function) -> None:
+    logits, targets = batch()
+    for options, names in (({"gamma": -1.0}, "gamma"), ({"alpha": ALPHA[:3]}, "alpha"), ({"reduction": "no"}, "red")):
+        with pytest.raises(ValueError, match=f"{function.__name__}: expected {names}"):
+            module(**options)(logits, targets)
+
+
+def test_in_the_place_of_cross_entropy() -> None:
+    """gamma = 0 trains exactly as nn.CrossEntropyLoss does."""
+    logits, targets = torch.randn(8, 5, 4, 4), torch.randint(0, 5, (8, 4, 4))
+    targets[targets == 4] = 255
+    losses = []
+    for criterion in (nn.CrossEntropyLoss(ignore_index=255), SoftmaxFocalLoss(gamma=0.0, ignore_index=255)):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(5, 5, 1)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = criterion(layer(logits), targets)
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_loss_of_retinanet() -> None:
+    """torchvision's composition over the counted anchors, divided by the number of positives."""
+    logits, labels = torch.randn(500, 7) - 2, torch.full((500,), 7)
+    labels[:5] = torch.tensor([0, 3, 6, 6, 1])
+    labels[20:40] = -100
+    ours = SigmoidFocalLoss(reduction="sum", normalizer="positives")(logits, labels)
+    counted = labels != -100
+    x, t = logits[counted], F.one_hot(labels[counted], 8)[:, :7].float()
+    p = torch.sigmoid(x)
+    p_t = p * t + (1 - p) * (1 - t)
+    ce = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    theirs = ((0.25 * t + 0.75 * (1 - t)) * (1 - p_t) ** 2 * ce).sum() / 5
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+
+
+def test_the_package_says_what_it_is() -> None:
+    info = focal_cuda.build_info()
+    assert info["cpu_capability"] in ("v4", "v3", "base") and isinstance(info["with_cuda"], bool)
+    assert info["torch_target"] == "2.11"
+    assert focal_cuda.__version__.count(".") == 2
+    assert set(focal_cuda.__all__) <= set(dir(focal_cuda))
