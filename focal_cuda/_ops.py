@@ -30,9 +30,7 @@ def _load() -> None:
     try:
         from . import _C  # noqa: F401  importing it registers the operators
     except ImportError as error:
-        raise ImportError(
-            f"focal_cuda: its extension focal_cuda._C did not load ({error}). {remedy}"
-        ) from error
+        raise ImportError(f"focal_cuda: its extension focal_cuda._C did not load ({error}). {remedy}") from error
     cuda_library = Path(__file__).with_name("_C_cuda.so")
     if torch.version.cuda is not None and cuda_library.exists():
         try:
@@ -83,20 +81,31 @@ class Numbers(NamedTuple):
     reduction: int
 
 
-class Composite(NamedTuple):
-    """The same call in the words of reference.py."""
+class Call(NamedTuple):
+    """What a call consists of besides its tensors."""
 
-    alpha: float | Tensor | None
-    gamma: float
-    reduction: str
-    class_dim: int
-    ignore_index: int
-    background_index: int | None
-    normalizer: float | Tensor | str | None
+    name: str
+    policy: str  # "forward", "backward" or "inplace"
+    scale: float
+    numbers: Numbers
+    composite: tuple  # alpha, gamma, reduction, class_dim, ignore_index, background_index, normalizer of the caller
 
-    def loss(self, name: str, logits: Tensor, targets: Tensor) -> Tensor:
+    def composite_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The same loss out of torch operations, differentiable any number of times."""
+        alpha, gamma, reduction, class_dim, ignore_index, background_index, normalizer = self.composite
         with torch.autocast(logits.device.type, enabled=False):
-            return FAMILIES[name].composite(logits, targets, **self._asdict(), dtype=None)
+            return FAMILIES[self.name].composite(
+                logits,
+                targets,
+                alpha,
+                gamma,
+                reduction,
+                class_dim=class_dim,
+                ignore_index=ignore_index,
+                background_index=background_index,
+                normalizer=normalizer,
+                dtype=None,
+            )
 
 
 def _fake_outputs(name: str, logits: Tensor, targets: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
@@ -108,9 +117,7 @@ def _fake_outputs(name: str, logits: Tensor, targets: Tensor, reduction: int) ->
 
 
 def _register_fakes(name: str) -> None:
-    def forward(
-        logits, targets, alpha, normalizer, scale, pw, nw, gamma, dim, ignore, background, reduction, grad
-    ):
+    def forward(logits, targets, alpha, normalizer, scale, pw, nw, gamma, dim, ignore, background, reduction, grad):
         outputs = _fake_outputs(name, logits, targets, reduction)
         return (*outputs, torch.empty_like(logits) if grad else logits.new_empty((0,)))
 
@@ -129,15 +136,15 @@ for _name in FAMILIES:
     _register_fakes(_name)
 
 
-def _second_order(ctx, grad_loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+def _second_order(call: Call, grad_loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     """The gradient as a differentiable function of the logits and of the upstream gradient."""
-    if ctx.policy == "inplace":
+    if call.policy == "inplace":
         raise RuntimeError(
-            f'{ctx.name}: expected a single first-order backward with gradient="inplace", got create_graph=True, '
+            f'{call.name}: expected a single first-order backward with gradient="inplace", got create_graph=True, '
             'but the logits are overwritten; use gradient="auto".'
         )
     with torch.enable_grad():
-        loss = ctx.composite.loss(ctx.name, logits, targets)
+        loss = call.composite_loss(logits, targets)
         return torch.autograd.grad(loss, logits, grad_loss, create_graph=True)[0]
 
 
@@ -153,18 +160,18 @@ class FocalFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, targets, alpha, normalizer, scale, numbers, name, policy, composite):
-        family = FAMILIES[name]
-        ctx.name, ctx.numbers, ctx.policy, ctx.composite = name, numbers, policy, composite
+    def forward(ctx, logits, targets, alpha, normalizer, call):
+        family = FAMILIES[call.name]
+        ctx.call = call
         ctx.gradient = None
-        if policy == "inplace":
-            loss, applied = family.inplace(logits, targets, alpha, normalizer, scale, *numbers)
+        if call.policy == "inplace":
+            loss, applied = family.inplace(logits, targets, alpha, normalizer, call.scale, *call.numbers)
             increment_version(logits)
             ctx.spent = False
         else:
-            made = policy == "forward"
+            made = call.policy == "forward"
             loss, applied, gradient = family.forward(
-                logits, targets, alpha, normalizer, scale, *numbers, made
+                logits, targets, alpha, normalizer, call.scale, *call.numbers, made
             )
             if made:
                 ctx.gradient = gradient
@@ -174,12 +181,13 @@ class FocalFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss):
         logits, targets, alpha, applied = ctx.saved_tensors
+        call = ctx.call
         if torch.is_grad_enabled():  # only under create_graph
-            gradient = _second_order(ctx, grad_loss, logits, targets)
-        elif ctx.policy == "inplace":
+            gradient = _second_order(call, grad_loss, logits, targets)
+        elif call.policy == "inplace":
             if ctx.spent:
                 raise RuntimeError(
-                    f'{ctx.name}: expected one backward with gradient="inplace", got a second one, but the first '
+                    f'{call.name}: expected one backward with gradient="inplace", got a second one, but the first '
                     'gave its only copy away; use gradient="auto" with retain_graph.'
                 )
             ctx.spent = True
@@ -192,32 +200,21 @@ class FocalFunction(torch.autograd.Function):
             filled = gradient is not None
             if not filled:
                 gradient = torch.empty_like(logits)
-            FAMILIES[ctx.name].backward(
-                grad_loss, logits, targets, alpha, applied, *ctx.numbers, filled, gradient
-            )
-        return gradient, None, None, None, None, None, None, None, None
+            FAMILIES[call.name].backward(grad_loss, logits, targets, alpha, applied, *call.numbers, filled, gradient)
+        return gradient, None, None, None, None
 
 
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
-def focal_loss(
-    name: str,
-    logits: Tensor,
-    targets: Tensor,
-    alpha: Tensor | None,
-    normalizer: Tensor | None,
-    scale: float,
-    numbers: Numbers,
-    policy: str,
-    composite: Composite,
-) -> Tensor:
+def focal_loss(logits: Tensor, targets: Tensor, alpha: Tensor | None, normalizer: Tensor | None, call: Call) -> Tensor:
     """The loss by the cheapest route that gives the gradients asked for."""
     if _functorch_active():
-        return composite.loss(name, logits, targets)
+        return call.composite_loss(logits, targets)
     if not (logits.requires_grad and torch.is_grad_enabled()):
-        return FAMILIES[name].forward(logits, targets, alpha, normalizer, scale, *numbers, False)[0]
+        forward = FAMILIES[call.name].forward
+        return forward(logits, targets, alpha, normalizer, call.scale, *call.numbers, False)[0]
     if torch.compiler.is_compiling():
         # A graph cannot hand memory from forward to backward for good: recomputing moves less than a scaled copy.
-        policy = "backward"
-    return FocalFunction.apply(logits, targets, alpha, normalizer, scale, numbers, name, policy, composite)
+        call = call._replace(policy="backward")
+    return FocalFunction.apply(logits, targets, alpha, normalizer, call)

@@ -213,8 +213,8 @@ def _focal_loss(
     if validate or (validate is None and _VALIDATE):
         _check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, background)
     numbers = _ops.Numbers(*weights, gamma, class_dim, ignore_index, background, _ops.REDUCTIONS[kind])
-    composite = _ops.Composite(alpha, gamma, reduction, class_dim, ignore_index, background_index, normalizer)
-    return _ops.focal_loss(op, logits, targets, vector, divisor, scale, numbers, policy, composite)
+    composite = (alpha, gamma, reduction, class_dim, ignore_index, background_index, normalizer)
+    return _ops.focal_loss(logits, targets, vector, divisor, _ops.Call(op, policy, scale, numbers, composite))
 
 
 def _check_tensors(op: str, logits: Tensor, targets: Tensor) -> None:
@@ -235,16 +235,14 @@ def _check_tensors(op: str, logits: Tensor, targets: Tensor) -> None:
         )
     if targets.requires_grad:
         raise ValueError(
-            f"{op}: expected targets without gradient, got targets that require grad; no gradient reaches them: detach them."
+            f"{op}: expected targets without gradient, got some that require it; none reaches them: detach them."
         )
 
 
 def _check_class_dim(op: str, logits: Tensor, class_dim: int) -> int:
     rank = logits.dim()
     if type(class_dim) is not int and not isinstance(class_dim, int):
-        raise TypeError(
-            f"{op}: expected class_dim to be an int, got {type(class_dim).__name__}; pass one dimension."
-        )
+        raise TypeError(f"{op}: expected class_dim to be an int, got {type(class_dim).__name__}; pass one dimension.")
     if not -rank <= class_dim < rank:
         raise ValueError(
             f"{op}: expected class_dim in [{-rank}, {rank}) for logits of shape {list(logits.shape)}, got {class_dim}; "
@@ -265,11 +263,7 @@ def _check_index_targets(op: str, logits: Tensor, targets: Tensor, class_dim: in
             remedy = "pass class indices (targets.argmax of the class dimension)"
         elif squeezed == [n for n in expected if n != 1] and targets.dim() == len(expected) + 1:
             at = next(
-                (
-                    d
-                    for d in range(targets.dim())
-                    if list(targets.shape[:d] + targets.shape[d + 1 :]) == expected
-                ),
+                (d for d in range(targets.dim()) if list(targets.shape[:d] + targets.shape[d + 1 :]) == expected),
                 0,
             )
             remedy = f"squeeze dim {at}"
@@ -317,9 +311,7 @@ def _check_alpha_vector(op: str, logits: Tensor, alpha: Tensor, class_dim: int) 
             f"got {list(alpha.shape)}; pass one entry per class, or a number."
         )
     if not alpha.is_floating_point():
-        raise TypeError(
-            f"{op}: expected alpha of a floating dtype, got {alpha.dtype}; convert it: alpha.float()."
-        )
+        raise TypeError(f"{op}: expected alpha of a floating dtype, got {alpha.dtype}; convert it: alpha.float().")
     _check_companion(op, "alpha", logits, alpha)
     computing = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return alpha.to(computing).contiguous()
@@ -391,9 +383,7 @@ def _check_values(op, logits, targets, vector, divisor, class_dim, ignore_index,
                 f"{op}: expected alpha {bounds}, got alpha[{at}] = {vector[at].item():g}; correct the weights."
             )
     if divisor is not None and not bool(divisor >= 0):
-        raise ValueError(
-            f"{op}: expected normalizer >= 0, got {divisor.item():g}; clamp a count to at least 1."
-        )
+        raise ValueError(f"{op}: expected normalizer >= 0, got {divisor.item():g}; clamp a count to at least 1.")
     if targets.shape == logits.shape:
         bad = ~((targets == ignore_index) | ((targets >= 0) & (targets <= 1)))
         error, allowed = ValueError, f"dense targets in [0, 1] or equal to ignore_index ({ignore_index})"
@@ -409,5 +399,6 @@ def _check_values(op, logits, targets, vector, divisor, class_dim, ignore_index,
     if bool(bad.any()):
         at = bad.nonzero()[0].tolist()
         raise error(
-            f"{op}: expected {allowed}, got targets{at} = {targets[tuple(at)].item()}; fix the labels or set ignore_index."
+            f"{op}: expected {allowed}, got targets{at} = {targets[tuple(at)].item()}; "
+            "fix the labels or set ignore_index."
         )

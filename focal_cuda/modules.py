@@ -46,9 +46,7 @@ class _FocalLoss(nn.Module):
         self.gradient = gradient
         self.validate = validate
 
-    def forward(
-        self, logits: Tensor, targets: Tensor, *, normalizer: float | Tensor | str | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, targets: Tensor, *, normalizer: float | Tensor | str | None = None) -> Tensor:
         """The loss of logits; ``normalizer`` takes the place of the module's for this call."""
         return type(self)._function(
             logits,
@@ -74,12 +72,9 @@ class _FocalLoss(nn.Module):
             "normalizer": None,
             "gradient": "auto",
         }
-        shown |= {
-            name: getattr(self, name) for name, default in unless.items() if getattr(self, name) != default
-        }
+        shown |= {name: getattr(self, name) for name, default in unless.items() if getattr(self, name) != default}
         return ", ".join(
-            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}"
-            for name, value in shown.items()
+            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}" for name, value in shown.items()
         )
 
 

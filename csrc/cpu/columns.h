@@ -11,18 +11,22 @@
 
 namespace focal::cpu::FOCAL_CPU_ISA {
 
-template <class Term, class Math>
+template <class Term>
 class Columns {
+  using Math = typename Term::Math;
   using Real = typename Term::Real;
 
  public:
   explicit Columns(const Task& task)
-      : task_(task), width_(static_cast<int>(task.tile_positions)), classes_(static_cast<int>(task.classes)) {
+      : task_(task),
+        want_(wanted(task)),
+        width_(static_cast<int>(task.tile_positions)),
+        classes_(static_cast<int>(task.classes)) {
     const size_t reals = static_cast<size_t>(classes_ + 7) * width_;
     Real* memory = static_cast<Real*>(scratch(reals * sizeof(Real) + (sizeof(Run) + sizeof(int32_t)) * width_));
     logits_ = memory;
     memory += static_cast<size_t>(classes_) * width_;
-    for (Real** array : {&own_, &largest_, &total_, &margin_, &weight_, &value_, &deriv_}) {
+    for (Real** array : {&own_, &largest_, &total_, &margin_, &weight_, &slope_, &result_}) {
       *array = memory;
       memory += width_;
     }
@@ -43,12 +47,13 @@ class Columns {
         runs_[run_count_] = cursor.next(count_ - done);
       read();
       margins();
-      Term::hard(task_, margin_, value_, task_.tensor[kGradient] ? deriv_ : nullptr, count_);
-      for (int p = 0; p < count_; ++p) value_[p] *= weight_[p];
-      if (task_.partial_sums) sum_of_losses += sum(value_, count_);
+      if (task_.tensor[kGradient]) slopes();
+      sum_of_losses += Term::hard(task_, [&](const auto& loss) {
+        return map(want_, Weighted<std::decay_t<decltype(loss)>>{loss, margin_, weight_, slope_}, result_, count_);
+      });
       if (task_.tensor[kLoss]) {
         for_runs(kLoss, [&](int p, int64_t offset, int64_t stride, int n) {
-          store_run(task_.tensor[kLoss], offset, stride, value_ + p, Uniform<Real>{1}, n);
+          store_run(task_.tensor[kLoss], offset, stride, result_ + p, Uniform<Real>{1}, n);
         });
       }
       if (task_.tensor[kGradient]) gradient();
@@ -101,45 +106,97 @@ class Columns {
     const Real lowest = -std::numeric_limits<Real>::infinity();
 #pragma omp simd
     for (int p = 0; p < count_; ++p) largest[p] = lowest;
-    for (int c = 0; c < classes_; ++c) {
-      const Real* FOCAL_RESTRICT x = logits_ + c * width_;
-#pragma omp simd
-      for (int p = 0; p < count_; ++p) largest[p] = x[p] > largest[p] ? x[p] : largest[p];
-    }
+    by_classes([&](auto classes, int c) { add_maximum<decltype(classes)::value>(c); });
     // All others -inf (masked classes): shift by 0 instead, so that -inf - -inf does not arise.
 #pragma omp simd
     for (int p = 0; p < count_; ++p) {
       largest[p] = largest[p] == lowest ? Real(0) : largest[p];
       total[p] = 0;
     }
-    for (int c = 0; c < classes_; ++c) {
-      Real* FOCAL_RESTRICT x = logits_ + c * width_;
-#pragma omp simd
-      for (int p = 0; p < count_; ++p) {
-        const Real e = Math::exp(x[p] - largest[p]);
-        x[p] = e;
-        total[p] += e;
-      }
-    }
+    by_classes([&](auto classes, int c) {
+      prefetch_next(c, decltype(classes)::value);
+      add_exponentials<decltype(classes)::value>(c);
+    });
     Real* FOCAL_RESTRICT margin = margin_;
     const Real* FOCAL_RESTRICT own = own_;
 #pragma omp simd
     for (int p = 0; p < count_; ++p) margin[p] = (own[p] - largest[p]) - Math::log(total[p]);
   }
 
-  // d loss / d x_t = deriv, d loss / d x_j = -deriv e_j / total. Entering the target as e_t = -total makes both one product.
-  void gradient() {
-    for_runs(kUpstream, [&](int p, int64_t offset, int64_t stride, int n) {
-      if (task_.tensor[kUpstream]) load_run(value_ + p, task_.tensor[kUpstream], offset, stride, n);
-    });
-    Real* FOCAL_RESTRICT factor = deriv_;
+  // Four classes at a time, so that the running maximum or sum is loaded and stored once for four: the passes are bound
+  // by stores (0.69 -> 0.XX ns per element in cache, C = 19).
+  template <class Pass>
+  void by_classes(const Pass& pass) const {
+    int c = 0;
+    for (; c + 4 <= classes_; c += 4) pass(std::integral_constant<int, 4>{}, c);
+    for (; c < classes_; ++c) pass(std::integral_constant<int, 1>{}, c);
+  }
+
+  // The next tile's logits of these classes, asked for while this tile's exponentials keep the processor busy. The guess
+  // that it continues the last run is right but at the ends of the innermost dimension.
+  void prefetch_next(int first, int classes) const {
+    const Tensor& logits = task_.tensor[kLogits];
+    const Run& run = runs_[run_count_ - 1];
+    if (task_.positions.innermost().stride[kLogits] != 1) return;
+    for (int c = first; c < first + classes; ++c) {
+      prefetch_run(logits, run.offset[kLogits] + run.length + c * logits.class_stride, width_);
+    }
+  }
+
+  template <int classes>
+  void add_maximum(int c) {
+    const Real* FOCAL_RESTRICT x = logits_ + c * width_;
+    Real* FOCAL_RESTRICT largest = largest_;
+    const int width = width_;
+#pragma omp simd
+    for (int p = 0; p < count_; ++p) {
+      Real most = largest[p];
+      for (int i = 0; i < classes; ++i) most = x[i * width + p] > most ? x[i * width + p] : most;
+      largest[p] = most;
+    }
+  }
+
+  template <int classes>
+  void add_exponentials(int c) {
+    Real* FOCAL_RESTRICT x = logits_ + c * width_;
+    const Real* FOCAL_RESTRICT largest = largest_;
+    Real* FOCAL_RESTRICT total = total_;
+    const int width = width_;
+#pragma omp simd
+    for (int p = 0; p < count_; ++p) {
+      Real sum = 0;
+      for (int i = 0; i < classes; ++i) {
+        const Real e = Math::exp(x[i * width + p] - largest[p]);
+        x[i * width + p] = e;
+        sum += e;
+      }
+      total[p] += sum;
+    }
+  }
+
+  // weight x upstream; an ignored position's is 0 whatever its upstream is.
+  void slopes() {
     const bool upstream = static_cast<bool>(task_.tensor[kUpstream]);
+    if (upstream) {
+      for_runs(kUpstream, [&](int p, int64_t offset, int64_t stride, int n) {
+        load_run(slope_ + p, task_.tensor[kUpstream], offset, stride, n);
+      });
+    }
     const Real scale = static_cast<Real>(task_.gradient_scale);
     for (int p = 0; p < count_; ++p) {
-      const Real above = codes_[p] == kIgnored ? Real(0) : weight_[p] * (upstream ? value_[p] : Real(1)) * scale;
-      const Real inverse = total_[p] == Real(0) ? Real(0) : Real(1) / total_[p];
-      factor[p] = codes_[p] == kIgnored ? Real(0) : -(factor[p] * above) * inverse;
-      if (codes_[p] != kIgnored) logits_[codes_[p] * width_ + p] = -total_[p];
+      const Real above = upstream ? slope_[p] * scale : scale;
+      slope_[p] = codes_[p] == kIgnored ? Real(0) : weight_[p] * above;
+    }
+  }
+
+  // d loss / d x_t = slope, d loss / d x_j = -slope e_j / total. Entering the target as e_t = -total makes both one product.
+  void gradient() {
+    Real* FOCAL_RESTRICT factor = result_;
+    const Real* FOCAL_RESTRICT total = total_;
+#pragma omp simd
+    for (int p = 0; p < count_; ++p) factor[p] = total[p] == Real(0) ? Real(0) : -factor[p] / total[p];
+    for (int p = 0; p < count_; ++p) {
+      if (codes_[p] != kIgnored) logits_[codes_[p] * width_ + p] = -total[p];
     }
     const Tensor& out = task_.tensor[kGradient];
     for_runs(kGradient, [&](int p, int64_t offset, int64_t stride, int n) {
@@ -151,10 +208,11 @@ class Columns {
   }
 
   const Task& task_;
+  const Want want_;
   const int width_;
   const int classes_;
   int count_ = 0, run_count_ = 0;
-  Real *logits_, *own_, *largest_, *total_, *margin_, *weight_, *value_, *deriv_;
+  Real *logits_, *own_, *largest_, *total_, *margin_, *weight_, *slope_, *result_;
   Run* runs_;
   int32_t* codes_;
 };

@@ -1,8 +1,9 @@
 // Sigmoid engine: every element of the logits is its own binary problem.
-//   tile      tile_positions x tile_classes elements as flat arrays in L1: margin, weight, then loss and gradient
-//   lines     along the classes where they are contiguous (a line per position), else along the positions (a line per class)
-//   targets   class index: all elements are taken as negatives, the rare positive of a line of classes is patched after;
-//             lines of positions compare. dense: any type, soft values through Term::soft
+//   tile      tile_positions x tile_classes elements, flat, in the L1 cache
+//   lines     along the classes where they are contiguous (a line per position), else along the positions (one per class)
+//   targets   class index along the classes with one weight for all negatives: a tile is negatives throughout, read and
+//             written where it lies; the rare positives are taken out (a logit of -inf has loss 0) and done one by one.
+//             Everything else becomes a tile of dense targets; one with a soft value takes the soft loss.
 //   traffic   logits read once, targets once per class block, gradient written once
 //   order     tiles in order, one double partial sum per chunk: the same bits for any number of threads
 // Compiled once per instruction set (FOCAL_CPU_ISA). Must not know: which loss the Term is, torch.
@@ -20,14 +21,17 @@ class Elementwise {
  public:
   explicit Elementwise(const Task& task)
       : task_(task),
+        want_(wanted(task)),
+        result_(task.tensor[kLoss] ? kLoss : kGradient),
         by_class_(task.tensor[kLogits].class_stride == 1 && task.classes > 1),
-        positions_(static_cast<int>(task.tile_positions)),
-        capacity_(positions_ * static_cast<int>(task.tile_classes)) {
+        negatives_alike_(!task.dense && by_class_ && !task.alpha && !task.tensor[kUpstream]),
+        positions_(static_cast<int>(task.tile_positions)) {
+    const int capacity = positions_ * static_cast<int>(task.tile_classes);
     Real* memory =
-        static_cast<Real*>(scratch((8 * sizeof(Real) + sizeof(int32_t)) * capacity_ + sizeof(Run) * positions_));
-    for (Real** array : {&margin_, &weight_, &value_, &deriv_, &target_, &upstream_, &positive_, &negative_}) {
+        static_cast<Real*>(scratch((8 * sizeof(Real) + sizeof(int32_t)) * capacity + sizeof(Run) * positions_));
+    for (Real** array : {&logit_, &target_, &weight_, &slope_, &upstream_, &out_, &positive_, &negative_}) {
       *array = memory;
-      memory += capacity_;
+      memory += capacity;
     }
     runs_ = reinterpret_cast<Run*>(memory);
     codes_ = reinterpret_cast<int32_t*>(runs_ + positions_);
@@ -41,17 +45,10 @@ class Elementwise {
     found_ = {};
     for (int64_t tile = first; tile < last; ++tile) {
       locate(tile);
-      if (task_.dense) {
-        read_dense();
-      } else if (by_class_) {
-        read_index_by_class();
-      } else {
-        read_index_by_position();
-      }
-      evaluate();
-      if (task_.partial_sums) total += sum(value_, count_);
-      if (task_.tensor[kLoss]) write(kLoss, value_, Real(1));
-      if (task_.tensor[kGradient]) write(kGradient, deriv_, static_cast<Real>(task_.gradient_scale));
+      Real* direct = want_ == Want::kSum ? out_ : where(result_);
+      Real* out = direct ? direct : out_;
+      total += negatives_alike_ ? negatives(out) : anything(out);
+      if (!direct) write(result_, out);
     }
     if (task_.partial_sums) task_.partial_sums[index] = total;
     if (task_.findings) task_.findings[index] = found_;
@@ -71,7 +68,7 @@ class Elementwise {
     run_count_ = 0;
     for (int64_t done = 0; done < positions_; done += runs_[run_count_++].length)
       runs_[run_count_] = cursor.next(positions_ - done);
-    prepare_weights();
+    if (!negatives_alike_) prepare_weights();
   }
 
   // The weights of a positive and of a negative at every element of the tile; they change with its shape only.
@@ -100,7 +97,7 @@ class Elementwise {
       const int64_t offset = runs_[r].offset[operand] + base;
       const int length = static_cast<int>(runs_[r].length);
       if (by_class_ && class_stride == 1 && inner == classes_ && classes_ == task_.classes) {
-        visit(position * classes_, offset, int64_t(1), length * classes_);  // whole rows that touch: one flat line
+        visit(position * classes_, offset, int64_t{1}, length * classes_);  // whole rows that touch: one flat line
       } else if (by_class_) {
         for (int p = 0; p < length; ++p) visit((position + p) * classes_, offset + p * inner, class_stride, classes_);
       } else {
@@ -116,11 +113,22 @@ class Elementwise {
               [&](int k, int64_t offset, int64_t stride, int n) { load_run(out + k, tensor, offset, stride, n); });
   }
 
-  void write(Operand operand, const Real* in, Real factor) const {
+  void write(Operand operand, const Real* in) const {
     const Tensor& tensor = task_.tensor[operand];
     for_lines(operand, [&](int k, int64_t offset, int64_t stride, int n) {
-      store_run(tensor, offset, stride, in + k, Uniform<Real>{factor}, n);
+      store_run(tensor, offset, stride, in + k, Uniform<Real>{1}, n);
     });
+  }
+
+  // Where the tile lies in memory, if it lies there flat and in the computing type; or null.
+  Real* where(Operand operand) const {
+    const Tensor& tensor = task_.tensor[operand];
+    const int64_t inner = task_.positions.innermost().stride[operand];
+    const bool rows_touch = positions_ == 1 || (inner == classes_ && classes_ == task_.classes);
+    const bool flat =
+        by_class_ ? tensor.class_stride == 1 && rows_touch : classes_ == 1 && (inner == 1 || positions_ == 1);
+    if (!flat || run_count_ > 1 || tensor.dtype != DTypeOf<Real>::value) return nullptr;
+    return static_cast<Real*>(tensor.data) + runs_[0].offset[operand] + class_begin_ * tensor.class_stride;
   }
 
   void load_position_codes() {
@@ -133,150 +141,147 @@ class Elementwise {
     }
   }
 
-  void read_index_by_class() {
-    load(kLogits, margin_);
-    load_position_codes();
-    Real* FOCAL_RESTRICT margin = margin_;
-    Real* FOCAL_RESTRICT weight = weight_;
-    const Real* FOCAL_RESTRICT negative = negative_;
-#pragma omp simd
-    for (int k = 0; k < count_; ++k) {
-      margin[k] = -margin[k];
-      weight[k] = negative[k];
-    }
-    for (int p = 0; p < positions_; ++p) {
-      const int64_t c = codes_[p] - class_begin_;
-      if (codes_[p] == kIgnored) {
-        for (int k = p * classes_; k < (p + 1) * classes_; ++k) margin[k] = weight[k] = 0;
-      } else if (codes_[p] >= 0 && c >= 0 && c < classes_) {
-        const int k = p * classes_ + static_cast<int>(c);
-        margin[k] = -margin[k];
-        weight[k] = positive_[k];
-      }
-    }
+  // Where in a tile with lines of classes the positive of position p stands, or -1.
+  int hit(int p) const {
+    const int64_t c = codes_[p] - class_begin_;
+    return codes_[p] >= 0 && c >= 0 && c < classes_ ? p * classes_ + static_cast<int>(c) : -1;
   }
 
-  void read_index_by_position() {
-    load(kLogits, margin_);
+  double negatives(Real* out) {
     load_position_codes();
+    bool plain = true;
+    for (int p = 0; p < positions_; ++p) plain &= codes_[p] != kIgnored && hit(p) < 0;
+    const Real* logit = where(kLogits);
+    if (!plain || !logit || logit == out) {
+      load(kLogits, logit_);
+      logit = logit_;
+    }
+    const Real nothing = -std::numeric_limits<Real>::infinity();
+    int hits = 0;
+    for (int p = 0; !plain && p < positions_; ++p) {
+      const int k = hit(p);
+      if (codes_[p] == kIgnored) {
+        for (int i = p * classes_; i < (p + 1) * classes_; ++i) logit_[i] = nothing;
+      } else if (k >= 0) {
+        target_[hits] = logit_[k];
+        logit_[k] = nothing;
+        codes_[hits++] = k;  // hits <= p: the codes still to come are not overwritten
+      }
+    }
+    const Real scale = static_cast<Real>(task_.gradient_scale);
+    const Real positive = static_cast<Real>(task_.positive_weight), negative = static_cast<Real>(task_.negative_weight);
+    return Term::hard(task_, [&](const auto& loss) {
+      using Loss = std::decay_t<decltype(loss)>;
+      double total = map(want_, Negatives<Loss>{loss, logit, negative, -negative * scale}, out, count_);
+      for (int h = 0; h < hits; ++h) {
+        const ValueDeriv<Real> result = loss(target_[h]);
+        total += static_cast<double>(positive * result.value);
+        if (want_ != Want::kSum)
+          out[codes_[h]] = want_ == Want::kValues ? positive * result.value : positive * scale * result.deriv;
+      }
+      return total;
+    });
+  }
+
+  double anything(Real* out) {
+    load(kLogits, logit_);
+    Real ignored;
+    bool soft = false;
+    if (task_.dense) {
+      ignored = static_cast<Real>(task_.dense_rule.ignore_value);
+      load(kTargets, target_);
+      soft = inspect_targets(ignored);
+    } else {
+      ignored = -1;
+      load_position_codes();
+      spread_codes(ignored);
+    }
+    if (task_.tensor[kUpstream]) load(kUpstream, upstream_);
+    weigh(ignored, soft);
+    if (soft) {
+      return Term::soft(task_, [&](const auto& loss) {
+        return map(want_, Soft<std::decay_t<decltype(loss)>>{loss, logit_, target_, weight_, slope_}, out, count_);
+      });
+    }
+    return Term::hard(task_, [&](const auto& loss) {
+      return map(want_, Weighted<std::decay_t<decltype(loss)>>{loss, logit_, weight_, slope_}, out, count_);
+    });
+  }
+
+  // Class index targets of the tile as dense ones: 1, 0 or ignored.
+  void spread_codes(Real ignored) {
+    Real* FOCAL_RESTRICT target = target_;
+    if (by_class_) {
+      for (int p = 0; p < positions_; ++p) {
+        const Real fill = codes_[p] == kIgnored ? ignored : Real(0);
+        for (int k = p * classes_; k < (p + 1) * classes_; ++k) target[k] = fill;
+        if (hit(p) >= 0) target[hit(p)] = 1;
+      }
+      return;
+    }
+    const int32_t* FOCAL_RESTRICT codes = codes_;
     for (int c = 0; c < classes_; ++c) {
       const int32_t label = static_cast<int32_t>(class_begin_ + c);
-      const int32_t* FOCAL_RESTRICT codes = codes_;
-      Real* FOCAL_RESTRICT margin = margin_ + c * positions_;
-      Real* FOCAL_RESTRICT weight = weight_ + c * positions_;
-      const Real positive = positive_[c * positions_], negative = negative_[c * positions_];
 #pragma omp simd
       for (int p = 0; p < positions_; ++p) {
-        const bool used = codes[p] != kIgnored, hit = codes[p] == label;
-        margin[p] = used ? (hit ? margin[p] : -margin[p]) : Real(0);
-        weight[p] = used ? (hit ? positive : negative) : Real(0);
+        target[c * positions_ + p] = codes[p] == kIgnored ? ignored : codes[p] == label ? Real(1) : Real(0);
       }
     }
   }
 
-  // A soft target's margin entry is its logit; its weight is linear between the two.
-  void read_dense() {
-    load(kLogits, margin_);
-    load(kTargets, target_);
-    const Real ignore = static_cast<Real>(task_.dense_rule.ignore_value);
-    Real* FOCAL_RESTRICT margin = margin_;
-    Real* FOCAL_RESTRICT weight = weight_;
-    Real* FOCAL_RESTRICT target = target_;
-    const Real* FOCAL_RESTRICT positive = positive_;
-    const Real* FOCAL_RESTRICT negative = negative_;
+  // Notes ignored and invalid targets; true if one is soft.
+  bool inspect_targets(Real ignored_value) {
+    const Real* FOCAL_RESTRICT target = target_;
     int soft = 0, invalid = 0, ignored = 0;
 #pragma omp simd reduction(+ : soft, invalid, ignored)
     for (int k = 0; k < count_; ++k) {
-      const bool used = target[k] != ignore;
-      const Real t = used ? target[k] : Real(0);
-      const Real x = used ? margin[k] : Real(0);
+      const Real t = target[k];
+      const bool used = t != ignored_value;
       ignored += !used;
-      invalid += !(t >= Real(0) && t <= Real(1));
-      soft += t > Real(0) && t < Real(1);
-      target[k] = t;
-      margin[k] = t > Real(0) ? x : -x;
-      weight[k] = used ? t * positive[k] + (Real(1) - t) * negative[k] : Real(0);
+      invalid += used && !(t >= Real(0) && t <= Real(1));
+      soft += used && t > Real(0) && t < Real(1);
     }
-    soft_ = soft > 0;
     found_.ignored += ignored;
     found_.invalid |= invalid > 0;
+    return soft > 0;
   }
 
-  // value = weight x loss, deriv = weight x d loss / d logit (x upstream).
-  void evaluate() {
-    Real* value = task_.partial_sums || task_.tensor[kLoss] ? value_ : nullptr;
-    Real* deriv = task_.tensor[kGradient] ? deriv_ : nullptr;
-    Term::hard(task_, margin_, value, deriv, count_);
-    if (task_.dense && soft_) Term::soft(task_, margin_, target_, value, deriv, count_);
-    if (value) multiply(value, weight_);
-    if (!deriv) return;
-    multiply(deriv, weight_);
-    turn_signs();
-    if (task_.tensor[kUpstream]) {
-      load(kUpstream, upstream_);
-      multiply(deriv, upstream_);
-      clear_ignored();
+  // Turns logits into margins (hard targets; soft ones keep their logit) and fills in weights and slopes. An ignored
+  // element becomes an ordinary one of weight and slope 0, whatever its logit and its upstream gradient are.
+  void weigh(Real ignored, bool soft) {
+    Real *FOCAL_RESTRICT logit = logit_, *FOCAL_RESTRICT target = target_;
+    Real *FOCAL_RESTRICT weight = weight_, *FOCAL_RESTRICT slope = slope_;
+    const Real *FOCAL_RESTRICT positive = positive_, *FOCAL_RESTRICT negative = negative_;
+    const Real scale = static_cast<Real>(task_.gradient_scale);
+#pragma omp simd
+    for (int k = 0; k < count_; ++k) {
+      const bool used = target[k] != ignored;
+      const Real t = used ? target[k] : Real(0);
+      const Real x = used ? logit[k] : Real(0);
+      const Real w = used ? t * positive[k] + (Real(1) - t) * negative[k] : Real(0);
+      const bool turned = !soft && !(t > Real(0));
+      target[k] = t;
+      logit[k] = turned ? -x : x;
+      weight[k] = w;
+      slope[k] = scale * (turned ? -w : w);
     }
-  }
-
-  void multiply(Real* FOCAL_RESTRICT out, const Real* FOCAL_RESTRICT by) const {
+    if (!task_.tensor[kUpstream]) return;
+    const Real* FOCAL_RESTRICT upstream = upstream_;
 #pragma omp simd
-    for (int k = 0; k < count_; ++k) out[k] *= by[k];
-  }
-
-  // d margin / d logit is -1 for a negative.
-  void turn_signs() {
-    Real* FOCAL_RESTRICT deriv = deriv_;
-    if (task_.dense) {
-      const Real* FOCAL_RESTRICT target = target_;
-#pragma omp simd
-      for (int k = 0; k < count_; ++k) deriv[k] = target[k] > Real(0) ? deriv[k] : -deriv[k];
-    } else if (by_class_) {
-#pragma omp simd
-      for (int k = 0; k < count_; ++k) deriv[k] = -deriv[k];
-      for (int p = 0; p < positions_; ++p) {
-        const int64_t c = codes_[p] - class_begin_;
-        if (codes_[p] >= 0 && c >= 0 && c < classes_) deriv[p * classes_ + c] *= Real(-1);
-      }
-    } else {
-      for (int c = 0; c < classes_; ++c) {
-        const int32_t label = static_cast<int32_t>(class_begin_ + c);
-        const int32_t* FOCAL_RESTRICT codes = codes_;
-#pragma omp simd
-        for (int p = 0; p < positions_; ++p) {
-          const int k = c * positions_ + p;
-          deriv[k] = codes[p] == label ? deriv[k] : -deriv[k];
-        }
-      }
-    }
-  }
-
-  // An upstream gradient of inf or NaN at an ignored element must not reach the gradient as 0 * inf.
-  void clear_ignored() {
-    Real* FOCAL_RESTRICT deriv = deriv_;
-    if (task_.dense) {
-      const Real* FOCAL_RESTRICT weight = weight_;
-#pragma omp simd
-      for (int k = 0; k < count_; ++k) deriv[k] = weight[k] == Real(0) ? Real(0) : deriv[k];
-      return;
-    }
-    for (int p = 0; p < positions_; ++p) {
-      if (codes_[p] != kIgnored) continue;
-      for (int c = 0; c < classes_; ++c) deriv[by_class_ ? p * classes_ + c : c * positions_ + p] = 0;
-    }
+    for (int k = 0; k < count_; ++k) slope[k] = weight[k] == Real(0) ? Real(0) : slope[k] * upstream[k];
   }
 
   const Task& task_;
-  const bool by_class_;
+  const Want want_;
+  const Operand result_;
+  const bool by_class_, negatives_alike_;
   int positions_;
-  const int capacity_;
   int classes_ = 0, count_ = 0, run_count_ = 0;
   int64_t class_begin_ = 0;
   int64_t weights_class_ = -1;
   int weights_positions_ = -1;
-  bool soft_ = false;
   DenseFindings found_;
-  Real *margin_, *weight_, *value_, *deriv_, *target_, *upstream_, *positive_, *negative_;
+  Real *logit_, *target_, *weight_, *slope_, *upstream_, *out_, *positive_, *negative_;
   Run* runs_;
   int32_t* codes_;
 };

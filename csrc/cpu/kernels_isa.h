@@ -19,12 +19,12 @@ void run(const Task& task, int64_t first, int64_t last) {
       return;
     }
     case Engine::kColumns: {
-      Columns<Term, Math> engine(task);
+      Columns<Term> engine(task);
       for (int64_t i = first; i < last; ++i) engine.chunk(i);
       return;
     }
     case Engine::kRows: {
-      Rows<Term, Math> engine(task);
+      Rows<Term> engine(task);
       for (int64_t i = first; i < last; ++i) engine.chunk(i);
       return;
     }
@@ -55,7 +55,17 @@ template <class Math, class Real = typename Math::Real>
 void margin(double gamma, const Real* in, Real* value, Real* deriv, int64_t n) {
   Task task;
   task.gamma = gamma;
-  FocalTerm<Math>::hard(task, in, value, deriv, static_cast<int>(n));
+  constexpr int kBlock = 256;
+  Real ones[kBlock];
+  for (Real& one : ones) one = 1;
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int count = n - i < kBlock ? static_cast<int>(n - i) : kBlock;
+    FocalTerm<Math>::hard(task, [&](const auto& loss) {
+      const Weighted<std::decay_t<decltype(loss)>> element{loss, in + i, ones, ones};
+      map(Want::kValues, element, value + i, count);
+      return map(Want::kSlopes, element, deriv + i, count);
+    });
+  }
 }
 
 extern const Kernels table;

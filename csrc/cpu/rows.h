@@ -11,8 +11,9 @@
 
 namespace focal::cpu::FOCAL_CPU_ISA {
 
-template <class Term, class Math>
+template <class Term>
 class Rows {
+  using Math = typename Term::Math;
   using Real = typename Term::Real;
 
  public:
@@ -61,12 +62,11 @@ class Rows {
     }
     const Real others = static_cast<Real>(total);
     const Real margin = (own - largest) - Math::log(others);
-    Real value, deriv;
-    Term::hard(task_, &margin, &value, &deriv, 1);
+    const ValueDeriv<Real> result = Term::hard(task_, [&](const auto& loss) { return loss(margin); });
     const Real* alpha = static_cast<const Real*>(task_.alpha);
     const Real weight = alpha ? alpha[label] : static_cast<Real>(task_.positive_weight);
-    if (task_.tensor[kGradient]) gradient(label, weight * deriv, others, largest, kept);
-    return weight * value;
+    if (task_.tensor[kGradient]) gradient(label, weight * result.deriv, others, largest, kept);
+    return weight * result.value;
   }
 
   int length(int64_t begin) const {

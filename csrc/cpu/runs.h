@@ -40,6 +40,25 @@ void load_run(Real* out, const Tensor& tensor, int64_t offset, int64_t stride, i
   }
 }
 
+inline int64_t bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+    case DType::kInt64: return 8;
+    case DType::kFloat32:
+    case DType::kInt32: return 4;
+    case DType::kUInt8:
+    case DType::kInt8: return 1;
+    default: return 2;
+  }
+}
+
+// Asks for a contiguous run that is needed soon. It may lie beyond the tensor: a prefetch never faults.
+FOCAL_INLINE void prefetch_run(const Tensor& tensor, int64_t offset, int n) {
+  const int64_t bytes = bytes_of(tensor.dtype);
+  const char* data = static_cast<const char*>(tensor.data) + offset * bytes;
+  for (int64_t i = 0; i < n * bytes; i += 64) __builtin_prefetch(data + i);
+}
+
 template <class Storage, class Real, class Factor>
 void store_as(Storage* FOCAL_RESTRICT out, const Real* FOCAL_RESTRICT in, Factor factor, int64_t stride, int n) {
   if (stride == 1) {
@@ -82,14 +101,6 @@ inline void load_codes(int32_t* out, const Tensor& tensor, const IndexRule& rule
     case DType::kInt32: return load_codes_as(out, static_cast<const int32_t*>(data) + offset, rule, stride, n);
     default: return load_codes_as(out, static_cast<const int64_t*>(data) + offset, rule, stride, n);
   }
-}
-
-template <class Real>
-double sum(const Real* values, int n) {
-  Real total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int i = 0; i < n; ++i) total += values[i];
-  return static_cast<double>(total);
 }
 
 // Scratch memory of the calling thread, 64-byte aligned, kept between calls.

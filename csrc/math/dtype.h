@@ -18,6 +18,17 @@ enum class DType : int {
   kInt64
 };  // bool is kUInt8
 
+template <class Real>
+struct DTypeOf;
+template <>
+struct DTypeOf<float> {
+  static constexpr DType value = DType::kFloat32;
+};
+template <>
+struct DTypeOf<double> {
+  static constexpr DType value = DType::kFloat64;
+};
+
 struct Half {
   uint16_t bits;
 };

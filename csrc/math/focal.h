@@ -59,7 +59,7 @@ struct Logistic {
 template <class Real>
 FOCAL_INLINE Real times_finite(Real p, Real ce) {
   const Real largest = std::numeric_limits<Real>::max();
-  return p * (ce < largest ? ce : (ce > largest ? largest : ce));
+  return p * (ce < largest ? ce : largest);
 }
 
 // Hard targets.
@@ -76,10 +76,10 @@ struct Focal {
   }
 };
 
-// Soft sigmoid targets 0 < t < 1 have no margin; torchvision's definition, without its cancellation:
+// Soft sigmoid targets 0 <= t <= 1 have no margin; torchvision's definition, without its cancellation:
 //   m = 1 - p_t = p (1 - t) + q t      ce = t softplus(-x) + (1 - t) softplus(x)
 //   value = m^gamma ce                 d value / dx = m^gamma ((p (1 - t) - q t) + gamma p q (1 - 2 t) / m * ce)
-// m >= min(t, 1 - t) > 0, so the quotient is finite.
+// The quotient is finite: m >= min(t, 1 - t), and at t = 0 or 1, where this is the hard loss, m = 0 is taken out.
 template <class Math_, Exponent exponent>
 struct SoftFocal {
   using Math = Math_;
@@ -92,7 +92,7 @@ struct SoftFocal {
     const Real m = s.p * other + s.q * target;
     const Real ce = target * s.minus_log_p + other * s.minus_log_q;
     const Real weight = modulator<Math, exponent>(m, exponent == Exponent::kAny ? -Math::log(m) : Real(0), gamma);
-    const Real slope = times_finite(s.p * s.q * (other - target) / m, ce);
+    const Real slope = times_finite(m > Real(0) ? s.p * s.q * (other - target) / m : Real(0) * m, ce);
     return {weight * ce, weight * ((s.p * other - s.q * target) + gamma * slope)};
   }
 };
@@ -103,6 +103,7 @@ struct Probe {
   using Math = Math_;
   using Real = typename Math::Real;
   FOCAL_INLINE ValueDeriv<Real> operator()(Real margin) const { return {margin, Real(1)}; }
+  FOCAL_INLINE ValueDeriv<Real> operator()(Real logit, Real target) const { return {logit * target, Real(1)}; }
 };
 
 }  // namespace focal

@@ -187,6 +187,7 @@ std::tuple<Tensor, Tensor> forward(Family family, const Tensor& logits, const Te
                                    double scale, const Numbers& numbers, const Tensor* gradient) {
   const Problem problem = describe(family, logits, targets, alpha, numbers);
   const bool unreduced = numbers.reduction == Reduction::kNone;
+  require(!(unreduced && gradient), "an unreduced loss has no gradient before its upstream is known");
   const bool inplace = gradient && gradient->data_ptr() == logits.data_ptr();
   const int64_t elements = logits.numel();
   TargetCounts counts{targets.numel(), 0, -1};
