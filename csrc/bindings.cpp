@@ -35,17 +35,6 @@ void elementary(const std::string& function, const py::buffer& in, const py::buf
                                            numbers<float>(to, from.size), from.size);
 }
 
-void margin(double gamma, const py::buffer& margins, const py::buffer& value, const py::buffer& deriv) {
-  const py::buffer_info from = margins.request(), values = value.request(true), derivs = deriv.request(true);
-  const py::ssize_t n = from.size;
-  const focal::cpu::Kernels& kernels = focal::cpu::kernels();
-  if (from.itemsize == sizeof(double)) {
-    kernels.margin_float64(gamma, numbers<double>(from, n), numbers<double>(values, n), numbers<double>(derivs, n), n);
-  } else {
-    kernels.margin_float32(gamma, numbers<float>(from, n), numbers<float>(values, n), numbers<float>(derivs, n), n);
-  }
-}
-
 py::dict build_info() {
   py::dict info;
   const std::string cuda = FOCAL_CUDA_CUDA_VERSION;
@@ -67,6 +56,4 @@ PYBIND11_MODULE(_C, module) {
   module.def("cpu_capability", [] { return focal::cpu::kernels().isa; }, "The instruction set in use: base, v3 or v4.");
   module.def("elementary", &elementary, py::arg("function"), py::arg("values"), py::arg("out"),
              "Applies exp (values <= 0), log1p (0 <= values <= 1) or log to float32 values, as the engines do.");
-  module.def("margin", &margin, py::arg("gamma"), py::arg("margins"), py::arg("value"), py::arg("deriv"),
-             "The focal loss of margins and its derivative, in float32 or float64, as the engines do.");
 }

@@ -3,7 +3,7 @@
 //   sigmoid, hard target    z = x for a positive, -x for a negative
 //   softmax, hard target    z = x_t - logsumexp over the other classes
 //   p = sigmoid(z), q = 1 - p = sigmoid(-z), ce = -log p = softplus(-z)
-//   value = q^gamma ce                deriv = d value / dz = -q^gamma (gamma p ce + q)
+//   value = q^gamma ce                deriv = d value / dz = -q^gamma (gamma p ce + q)      both 0 at z = inf
 //
 // Neither 1 - p nor q^(gamma - 1) is ever formed: finite for every finite z and every gamma >= 0, NaN only for a NaN,
 // and at z = -inf the value is inf with derivative -1. Weights (alpha, normalizer) multiply outside.
@@ -98,11 +98,16 @@ struct SoftFocal {
 };
 
 // value = z, deriv = 1: shows an engine's loads, indices, weights and stores exactly. For tests of engines.
+// As every loss must, it vanishes with its derivative at z = inf, which is how an engine takes an element out.
 template <class Math_>
 struct Probe {
   using Math = Math_;
   using Real = typename Math::Real;
-  FOCAL_INLINE ValueDeriv<Real> operator()(Real margin) const { return {margin, Real(1)}; }
+
+  FOCAL_INLINE ValueDeriv<Real> operator()(Real margin) const {
+    const bool out = margin == std::numeric_limits<Real>::infinity();
+    return {out ? Real(0) : margin, out ? Real(0) : Real(1)};
+  }
   FOCAL_INLINE ValueDeriv<Real> operator()(Real logit, Real target) const { return {logit * target, Real(1)}; }
 };
 

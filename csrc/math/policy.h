@@ -51,7 +51,7 @@ struct LibmMath {
 
 // Branch-free float32 polynomials that a compiler turns into vector code of any width.
 //   exp    x <= 0                 relative error <= 2e-7 + 2e-8 |x| (7e-8 |x| without FMA); 0 below -87.7
-//   log1p  0 <= x <= 1            relative error <= 3e-7
+//   log1p  0 <= x <= 1            relative error <= 4e-7
 //   log    x normal, +-0 -> -inf  error <= 1.2e-7 max(|log x|, |x - 1|); inf and NaN pass through
 struct PolyMath {
   using Real = float;

@@ -305,9 +305,24 @@ void focal_loss_backward(Tensor grad_loss, Tensor logits, Tensor targets, std::o
   backward(family, grad_loss, logits, targets, alpha, scale, numbers, filled, grad_logits);
 }
 
+std::tuple<Tensor, Tensor> probe(Tensor margin, double gamma) {
+  const ScalarType dtype = probed_dtype(margin);
+  Tensor value = empty_contiguous_like(margin, dtype), deriv = empty_contiguous_like(margin, dtype);
+  const Kernels& kernels = cpu::kernels();
+  if (dtype == ScalarType::Double) {
+    kernels.margin_float64(gamma, static_cast<const double*>(margin.data_ptr()), static_cast<double*>(value.data_ptr()),
+                           static_cast<double*>(deriv.data_ptr()), margin.numel());
+  } else {
+    kernels.margin_float32(gamma, static_cast<const float*>(margin.data_ptr()), static_cast<float*>(value.data_ptr()),
+                           static_cast<float*>(deriv.data_ptr()), margin.numel());
+  }
+  return {value, deriv};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(focal_cuda, CPU, library) {
+  library.impl("margin_probe", TORCH_BOX(&probe));
   library.impl("sigmoid_focal_loss", TORCH_BOX(&focal_loss<Family::kSigmoid>));
   library.impl("softmax_focal_loss", TORCH_BOX(&focal_loss<Family::kSoftmax>));
   library.impl("sigmoid_focal_loss_inplace", TORCH_BOX(&focal_loss_inplace<Family::kSigmoid>));

@@ -166,6 +166,14 @@ inline Tensor empty_contiguous_like(const Tensor& shape, ScalarType dtype) {
   return empty_strided(sizes.data(), strides, rank, dtype, shape);
 }
 
+// The dtype a tensor of margins is probed in.
+inline ScalarType probed_dtype(const Tensor& margin) {
+  const ScalarType dtype = margin.scalar_type();
+  require((dtype == ScalarType::Float || dtype == ScalarType::Double) && margin.is_contiguous(),
+          "margins must be contiguous float32 or float64");
+  return dtype;
+}
+
 // The gradient's memory: as torch.empty_like.
 inline Tensor empty_gradient(const Tensor& logits) {
   return logits.is_contiguous() ? empty_contiguous_like(logits, logits.scalar_type())

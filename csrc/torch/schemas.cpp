@@ -18,6 +18,8 @@ STABLE_TORCH_LIBRARY(focal_cuda, library) {
   library.def(name "_inplace(Tensor(a!) logits, " FOCAL_FORWARD ") -> (Tensor loss, Tensor scale)");          \
   library.def(name "_backward(Tensor grad_loss, Tensor logits, " FOCAL_TARGETS "Tensor scale, " FOCAL_NUMBERS \
                    ", bool filled, Tensor(b!) grad_logits) -> ()");
+  // The loss of margins and its derivative, for tests of the same numbers on every device.
+  library.def("margin_probe(Tensor margin, float gamma) -> (Tensor value, Tensor deriv)");
   FOCAL_SCHEMAS("sigmoid_focal_loss")
   FOCAL_SCHEMAS("softmax_focal_loss")
 #undef FOCAL_TARGETS
