@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import focal_cuda
-from bench import environment, plots, report, results
+from bench import environment, memory, plots, report, results
 from bench.harness import run_scenario
 from bench.scenarios import SCENARIOS
 from bench.targets import verdicts
@@ -41,6 +41,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one that focal_cuda supports")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument(
+        "--memory",
+        choices=memory.STATES,
+        default="fresh",
+        help="CPU: large tensors get new pages from the system, or reuse the heap's (see bench/memory.py)",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads; torch's default when not given")
     parser.add_argument("--results", type=Path, metavar="DIR", help="bench/results; with --quick a temporary folder")
     parser.add_argument("--readme", type=Path, default=environment.ROOT / "README.md", help="where --report writes")
@@ -68,9 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"wrote {path}")
     if options.report:
         devices = results.all_devices(folder)
-        found = {slug: _verdicts(document) for slug, document in devices.items()}
         pictures = Path(os.path.relpath(folder, options.readme.parent)).as_posix()
-        report.write_readme(options.readme, report.readme_section(devices, found, pictures))
+        report.write_readme(options.readme, report.readme_section(devices, pictures))
         print(f"wrote {options.readme}")
     return 0
 
@@ -80,10 +85,13 @@ def _measure(options: argparse.Namespace, chosen: list[str], folder: Path) -> No
         torch.set_num_threads(options.threads)
     supported = torch.cuda.is_available() and focal_cuda.build_info()["with_cuda"]
     device = options.device or ("cuda" if supported else "cpu")
+    pinned = device == "cpu" and not options.quick and memory.pin(options.memory)
     facts = environment.describe(device)
     print(environment.headline(facts), flush=True)
     if facts["load"] > 0.5 and device == "cpu":
         print(f"warning: load average {facts['load']}: other work is running, the times will not be right")
+    if pinned:
+        print(f"memory: {options.memory} (see bench/memory.py)")
 
     path = folder / f"{environment.slug(facts)}.json"
     measured: dict[str, Any] = {}
@@ -99,7 +107,8 @@ def _measure(options: argparse.Namespace, chosen: list[str], folder: Path) -> No
                 compiled,
                 progress=sys.stderr.isatty(),
             )
-            key = name if options.dtype == "float32" else f"{name}-{options.dtype}"
+            result["memory"] = options.memory if pinned else "system"
+            key = results.key(result)
             measured[key] = result
             if options.json:
                 results.merge(path, facts, {key: result})
@@ -109,16 +118,12 @@ def _measure(options: argparse.Namespace, chosen: list[str], folder: Path) -> No
         if group is not None:
             print("\n" + report.group_table(members), flush=True)
     print(report.LEGEND)
-    document = {"environment": facts, "scenarios": measured}
-    print(report.verdict_table(_verdicts(document)))
+    found = verdicts(results.select({"scenarios": measured}, options.memory == "reused" and pinned), device)
+    print(report.verdict_table(found))
     if options.quick:
         print("(quick: tiny shapes, so the verdicts mean nothing)")
     if options.json:
         print(f"wrote {path}")
-
-
-def _verdicts(document: dict[str, Any]) -> list:
-    return verdicts(document["scenarios"], document["environment"].get("device", "cpu"))
 
 
 def _choose(wanted: list[str]) -> list[str]:

@@ -58,6 +58,7 @@ def run_scenario(
     for runner in runners:
         results[runner.candidate.name].update(runner.summary())
     return {
+        "name": scenario.name,
         "title": scenario.title,
         "group": scenario.group,
         "shape": list(shape),

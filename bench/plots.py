@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt  # noqa: E402  the backend has to be chosen firs
 from matplotlib.axes import Axes  # noqa: E402
 
 from bench.report import median, ratio  # noqa: E402
+from bench.results import select  # noqa: E402
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; hatches help in print.
 _SERIES = {
@@ -32,11 +33,11 @@ Result = dict[str, Any]
 
 def draw(document: Result, folder: Path, slug: str) -> list[Path]:
     """Writes what the results suffice for; returns the paths."""
-    scenarios = document["scenarios"].values()
-    single = [s for s in scenarios if not s["group"] and s["dtype"] == "float32"]
+    scenarios = select(document).values()
+    single = [s for s in scenarios if not s["group"]]
     groups: dict[str, list[Result]] = {}
     for scenario in scenarios:
-        if scenario["group"] and scenario["dtype"] == "float32":
+        if scenario["group"]:
             groups.setdefault(scenario["group"], []).append(scenario)
     facts = document["environment"]
     device = f"{facts['model']}" + (f" ({facts['threads']} threads)" if facts["device"] == "cpu" else "") + ", float32"

@@ -9,6 +9,21 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
+def key(scenario: dict[str, Any]) -> str:
+    """The name results are kept under: the scenario's, and what differs from the usual run."""
+    dtype = "" if scenario["dtype"] == "float32" else f"-{scenario['dtype']}"
+    return scenario["name"] + dtype + ("-reused" if scenario["memory"] == "reused" else "")
+
+
+def select(document: dict[str, Any], reused: bool = False) -> dict[str, dict[str, Any]]:
+    """The float32 results of one state of the memory, by the scenario's name."""
+    return {
+        scenario["name"]: scenario
+        for scenario in document["scenarios"].values()
+        if scenario["dtype"] == "float32" and (scenario["memory"] == "reused") == reused
+    }
+
+
 def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {"environment": {}, "scenarios": {}}
 

@@ -1,6 +1,7 @@
 """The benchmark itself: every scenario runs, bytes and memory are true, the verdicts are right."""
 
 import collections
+import ctypes
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from bench import report
 from bench.__main__ import main
 from bench.candidates import candidates_of
 from bench.inputs import IGNORED, Inputs
-from bench.memory import peak_bytes
+from bench.memory import STATES, peak_bytes
 from bench.scenarios import SCENARIOS
 from bench.targets import TARGETS, Target, verdicts
 from bench.timing import interleave
@@ -169,6 +170,23 @@ def test_peak_memory_is_counted_exactly():
     assert peak_bytes(lambda: x.neg().abs_(), "cpu") == x.nbytes
     assert peak_bytes(lambda: x.neg() * x.abs(), "cpu") == 3 * x.nbytes
     assert peak_bytes(x.neg_, "cpu") == 0
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc's heap can be told what to reuse")
+@pytest.mark.parametrize("state", STATES)
+def test_memory_state_decides_whether_a_large_tensor_faults(state):
+    program = f"""
+import resource, torch
+from bench import memory
+memory._RESERVE = 1 << 29
+assert memory.pin({state!r})
+x = torch.ones(16, 1 << 20)
+faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt for _ in range(5) if x.clone() is not None]
+print((faults[-1] - faults[0]) / 4 * resource.getpagesize() / x.nbytes)
+"""
+    command = [sys.executable, "-c", program]
+    share = float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert share == pytest.approx(1.0 if state == "fresh" else 0.0, abs=0.05)
 
 
 def test_interleaving_takes_every_turn_and_spreads_the_rare_ones():

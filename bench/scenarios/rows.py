@@ -6,8 +6,6 @@ _PEERS = (
     "Python MultiClassFocalLoss",
     "Python cross-entropy based",
     "compile cross-entropy based",
-    "kornia",
-    "MONAI",
     "F.cross_entropy",
     "clone",
     "copy_",
@@ -27,8 +25,8 @@ def _rows(classes: int, cpu: int, cuda: int, more: tuple[str, ...] = ()) -> Scen
 
 
 SCENARIOS = (
-    _rows(10, cpu=262_144, cuda=1_048_576, more=("Python scattered one-hot",)),
-    _rows(1000, cpu=8192, cuda=32_768, more=("Python scattered one-hot",)),
+    _rows(10, cpu=262_144, cuda=1_048_576, more=("Python scattered one-hot", "kornia", "MONAI")),
+    _rows(1000, cpu=8192, cuda=32_768, more=("Python scattered one-hot", "kornia", "MONAI")),
     _rows(32_000, cpu=1024, cuda=8192),
     _rows(128_256, cpu=256, cuda=4096),
 )
