@@ -364,12 +364,23 @@ def _check_gradient(op: str, logits: Tensor, gradient: str, reduction: str) -> s
                 f'{op}: expected logits made by a layer with gradient="inplace", got a leaf, which would lose its '
                 'values; use "auto".'
             )
-        if torch._debug_has_internal_overlap(logits) == 1:
+        if not torch.compiler.is_compiling() and _overlaps_itself(logits):
             raise ValueError(
                 f'{op}: expected logits whose elements have memory of their own with gradient="inplace", got expanded '
                 'ones; use "auto".'
             )
     return gradient
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements may share memory: a stride within the reach of the smaller ones."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def _check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, background) -> None:
