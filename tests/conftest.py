@@ -20,6 +20,12 @@ settings.register_profile(
 settings.load_profile("focal_cuda")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Without another choice by -m, the tests that need many gigabytes wait for `pytest -m large`."""
+    if not config.option.markexpr:
+        config.option.markexpr = "not large"
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     return request.param

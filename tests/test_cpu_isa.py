@@ -14,13 +14,20 @@ import focal_cuda
 TESTS = Path(__file__).parent
 CAPABILITIES = ["base", "v3", "v4"]
 
-# A fresh process, since the choice is made once: all types, both engines, dense and soft targets, special values.
+# A fresh process, since the choice is made once: the arithmetic, all types, all engines, special values.
 CHECK = """
 import torch
 from cases import DTYPES, Shape, make_dense, make_index, make_logits, make_trained_logits
 from compare import check
 import focal_cuda
+import test_math
 print(focal_cuda.build_info()["cpu_capability"])
+test_math.check_exp()
+test_math.check_log1p()
+test_math.check_log()
+for gamma in (0.0, 0.5, 1.0, 2.0, 5.0):
+    for dtype in (torch.float32, torch.float64):
+        test_math.check_margins(gamma, dtype)
 torch.manual_seed(20171007)
 for dtype in DTYPES:
     for gamma in (0.0, 0.5, 2.0):

@@ -32,6 +32,11 @@ PRECISIONS = {
 }
 
 
+# The float32 elementary functions, as csrc/math/policy.h states them: relative errors but for log's, which is
+# relative to the larger of |log x| and |x - 1|. exp's grows with its argument x, more without fused multiply-add.
+EXP, EXP_PER_UNIT, EXP_PER_UNIT_UNFUSED, LOG1P, LOG = 2e-7, 2e-8, 7e-8, 4e-7, 1.2e-7
+
+
 def precision(dtype: torch.dtype) -> Precision:
     """The bounds for logits of this type; half types are computed in float32."""
     return PRECISIONS[torch.float64 if dtype == torch.float64 else torch.float32]
@@ -63,8 +68,7 @@ def grad_bound(
     p = precision(dtype)
     bound = p.row * expected.abs()
     if row_dim is not None and expected.numel():
-        largest = expected.abs().amax(row_dim, keepdim=True).nan_to_num(torch.inf, torch.inf)
-        bound = torch.minimum(p.row * largest, p.element * expected.abs())
+        bound = torch.minimum(p.row * _largest(expected, row_dim), p.element * expected.abs())
     return bound + _rounding(expected, dtype, factor, roundings)
 
 
@@ -72,11 +76,15 @@ def soft_grad_bound(
     expected: Tensor, dtype: torch.dtype, row_dim: int, factor: float = 1.0, roundings: int = 1
 ) -> Tensor:
     """The allowed error of the gradients of soft targets, which cancel where p = t."""
-    p = precision(dtype)
-    bound = expected.abs()
-    if expected.numel():
-        bound = bound.amax(row_dim, keepdim=True).expand_as(expected)
-    return p.row * bound + _rounding(expected, dtype, factor, roundings)
+    bound = precision(dtype).row * _largest(expected, row_dim)
+    return bound + _rounding(expected, dtype, factor, roundings)
+
+
+def _largest(expected: Tensor, row_dim: int) -> Tensor:
+    """The largest magnitude of each row, at each of its elements; a NaN is no measure for the others."""
+    if not expected.numel():
+        return expected.abs()
+    return expected.nan_to_num(0.0, 0.0, 0.0).abs().amax(row_dim, keepdim=True).expand_as(expected)
 
 
 def _rounding(expected: Tensor, dtype: torch.dtype, factor: float, roundings: int) -> Tensor:
