@@ -39,7 +39,8 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
     "-fvisibility-inlines-hidden",
 ]
-NVCC_FLAGS = ["-O3", "--threads", "2", "-lineinfo", "-Xcompiler", "-fvisibility=hidden"]
+# Relaxed constexpr: std::numeric_limits is used on the device as on the host.
+NVCC_FLAGS = ["-O3", "--threads", "2", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
 
 
 def load_torch():
