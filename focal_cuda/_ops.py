@@ -69,6 +69,14 @@ FAMILIES = {
 }
 
 
+# Where a loss can be computed; "meta" is shapes alone.
+DEVICES = {"cpu", "meta"} | {
+    key.lower()
+    for key in ("CUDA",)
+    if torch._C._dispatch_has_kernel_for_dispatch_key("focal_cuda::softmax_focal_loss", key)
+}
+
+
 class Numbers(NamedTuple):
     """The plain numbers of a call, in the order of the operators' schemas."""
 
@@ -183,9 +191,15 @@ class FocalFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
+        gradient = ctx.gradient
+        ctx.gradient = None
+        filled = gradient is not None
+        create_graph = torch.is_grad_enabled()
+        if filled and not create_graph and grad_loss.is_cpu and grad_loss.item() == 1.0:
+            return gradient, None, None, None, None  # as the operator would, 5 us sooner
         logits, targets, alpha, applied = ctx.saved_tensors
         call = ctx.call
-        if torch.is_grad_enabled():  # only under create_graph
+        if create_graph:
             gradient = _second_order(call, grad_loss, logits, targets)
         elif call.policy == "inplace":
             if ctx.spent:
@@ -198,15 +212,14 @@ class FocalFunction(torch.autograd.Function):
             if grad_loss.device.type != "cpu" or grad_loss.item() != 1:
                 gradient.mul_(grad_loss)
         else:
-            gradient = ctx.gradient
-            ctx.gradient = None
-            filled = gradient is not None
             if not filled:
                 gradient = torch.empty_like(logits)
             FAMILIES[call.name].backward(grad_loss, logits, targets, alpha, applied, *call.numbers, filled, gradient)
         return gradient, None, None, None, None
 
 
+# Function.apply less what it does for functorch, which never comes here: 2.2 us instead of 3.6.
+_apply = super(torch.autograd.Function, FocalFunction).apply
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
@@ -219,5 +232,5 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: Tensor | None, normalizer
         return forward(logits, targets, alpha, normalizer, call.scale, *call.numbers, False)[0]
     if torch.compiler.is_compiling():
         # A graph cannot hand memory from forward to backward for good: recomputing moves less than a scaled copy.
-        call = call._replace(policy="backward")
-    return FocalFunction.apply(logits, targets, alpha, normalizer, call)
+        return FocalFunction.apply(logits, targets, alpha, normalizer, call._replace(policy="backward"))
+    return _apply(logits, targets, alpha, normalizer, call)

@@ -228,6 +228,11 @@ def _check_tensors(op: str, logits: Tensor, targets: Tensor) -> None:
             f"{op}: expected logits of a floating dtype (float32, bfloat16, float16, float64), got {logits.dtype}; "
             "convert them, and pass raw scores, not classes."
         )
+    if logits.device.type not in _ops.DEVICES:
+        raise NotImplementedError(
+            f"{op}: expected logits on a device this build has kernels for ({', '.join(sorted(_ops.DEVICES))}), got "
+            f"{logits.device}; move them, or use focal_cuda.reference.{op}, in plain torch operations."
+        )
     if targets.device != logits.device:
         raise ValueError(
             f"{op}: expected targets on the logits' device {logits.device}, got {targets.device}; "
