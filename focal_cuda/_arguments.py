@@ -1,0 +1,228 @@
+"""What the public functions accept: every check of an argument, and the sentence that says what is wrong with it.
+
+The sentences have one form: the function, what was expected, what came, and the remedy.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from . import _ops
+
+SIGMOID = "sigmoid_focal_loss"
+SOFTMAX = "softmax_focal_loss"
+
+_LOGITS_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+_INDEX_DTYPES = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool})
+
+
+def check_tensors(op: str, logits: Tensor, targets: Tensor) -> None:
+    for name, value in (("logits", logits), ("targets", targets)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{op}: expected {name} to be a tensor, got {type(value).__name__}; wrap it in torch.as_tensor."
+            )
+    if logits.dtype not in _LOGITS_DTYPES:
+        raise TypeError(
+            f"{op}: expected logits of a floating dtype (float32, bfloat16, float16, float64), got {logits.dtype}; "
+            "convert them, and pass raw scores, not classes."
+        )
+    if logits.device.type not in _ops.DEVICES:
+        raise NotImplementedError(
+            f"{op}: expected logits on a device this build has kernels for ({', '.join(sorted(_ops.DEVICES))}), got "
+            f"{logits.device}; move them, or use focal_cuda.reference.{op}, in plain torch operations."
+        )
+    if targets.device != logits.device:
+        raise ValueError(
+            f"{op}: expected targets on the logits' device {logits.device}, got {targets.device}; "
+            f"move them: targets.to({str(logits.device)!r})."
+        )
+    if targets.requires_grad:
+        raise ValueError(
+            f"{op}: expected targets without gradient, got some that require it; none reaches them: detach them."
+        )
+
+
+def check_integer(op: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: expected {name} to be an int, got {type(value).__name__}; pass one label or dimension.")
+
+
+def check_class_dim(op: str, logits: Tensor, class_dim: int) -> int:
+    rank = logits.dim()
+    if type(class_dim) is not int:
+        check_integer(op, "class_dim", class_dim)
+    if not -rank <= class_dim < rank:
+        raise ValueError(
+            f"{op}: expected class_dim in [{-rank}, {rank}) for logits of shape {list(logits.shape)}, got {class_dim}; "
+            "name the dimension of the classes."
+        )
+    return class_dim % rank
+
+
+def check_index_targets(op: str, logits: Tensor, targets: Tensor, class_dim: int) -> int:
+    """The non-negative class_dim, if targets are shaped as class indices for it."""
+    dim = check_class_dim(op, logits, class_dim)
+    shape = logits.shape
+    if targets.shape != shape[:dim] + shape[dim + 1 :]:
+        expected = [*shape[:dim], *shape[dim + 1 :]]
+        either = f" or {list(shape)} (dense)" if op == SIGMOID else ""
+        squeezed = [n for n in targets.shape if n != 1]
+        if op == SOFTMAX and targets.shape == shape:
+            remedy = "pass class indices (targets.argmax of the class dimension)"
+        elif squeezed == [n for n in expected if n != 1] and targets.dim() == len(expected) + 1:
+            at = next(
+                (d for d in range(targets.dim()) if list(targets.shape[:d] + targets.shape[d + 1 :]) == expected),
+                0,
+            )
+            remedy = f"squeeze dim {at}"
+        else:
+            remedy = "nothing is broadcast: reshape the targets, or set class_dim"
+        raise ValueError(
+            f"{op}: expected targets of shape {expected} (logits without dim {dim}){either}, "
+            f"got {list(targets.shape)} with logits {list(shape)}; {remedy}."
+        )
+    if targets.dtype not in _INDEX_DTYPES:
+        raise TypeError(
+            f"{op}: expected class index targets of an integer dtype, got {targets.dtype}; "
+            "convert them: targets.long()."
+        )
+    return dim
+
+
+def check_number(op: str, name: str, value: object, low: float, high: float, remedy: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{op}: expected {name} to be a number, got {type(value).__name__}; {remedy}.")
+    number = float(value)
+    if not (low <= number <= high and number < math.inf):
+        bounds = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{op}: expected {name} {bounds} and finite, got {value}; {remedy}.")
+    return number
+
+
+def check_companion(op: str, name: str, logits: Tensor, tensor: Tensor) -> None:
+    if tensor.device != logits.device:
+        raise ValueError(
+            f"{op}: expected {name} on the logits' device {logits.device}, got {tensor.device}; "
+            f"move it: {name}.to({str(logits.device)!r})."
+        )
+    if tensor.requires_grad:
+        raise ValueError(
+            f"{op}: expected {name} without gradient, got one that requires grad; no gradient reaches it: detach it."
+        )
+
+
+def check_alpha_vector(op: str, logits: Tensor, alpha: Tensor, class_dim: int) -> Tensor:
+    classes = logits.shape[class_dim]
+    if alpha.shape != (classes,):
+        raise ValueError(
+            f"{op}: expected alpha of shape [{classes}] (one number per class of dim {class_dim}), "
+            f"got {list(alpha.shape)}; pass one entry per class, or a number."
+        )
+    if not alpha.is_floating_point():
+        raise TypeError(f"{op}: expected alpha of a floating dtype, got {alpha.dtype}; convert it: alpha.float().")
+    check_companion(op, "alpha", logits, alpha)
+    computing = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return alpha.to(computing).contiguous()
+
+
+def check_normalizer(
+    op: str, logits: Tensor, normalizer: float | Tensor | str, reduction: str
+) -> tuple[float, Tensor | None, str]:
+    """What a sum is multiplied by, the tensor it is divided by, and the kind of reduction."""
+    if reduction != "sum":
+        raise ValueError(
+            f'{op}: expected reduction="sum" with a normalizer, which divides it, got reduction={reduction!r}; '
+            'pass reduction="sum".'
+        )
+    if isinstance(normalizer, str):
+        if normalizer != "positives":
+            raise ValueError(
+                f'{op}: expected normalizer to be a number, a one-element tensor or "positives", got {normalizer!r}; '
+                "choose one of them."
+            )
+        return 1.0, None, "positives"
+    if isinstance(normalizer, Tensor):
+        if normalizer.numel() != 1 or normalizer.is_complex():
+            raise ValueError(
+                f"{op}: expected normalizer with one real element, got {normalizer.dtype} of shape "
+                f"{list(normalizer.shape)}; reduce it first: normalizer.sum()."
+            )
+        check_companion(op, "normalizer", logits, normalizer)
+        return 1.0, normalizer, "sum"
+    number = check_number(op, "normalizer", normalizer, 0.0, math.inf, "clamp a count to at least 1")
+    if number == 0.0:
+        raise ValueError(f"{op}: expected normalizer > 0, got {normalizer}; clamp a count to at least 1.")
+    return 1.0 / number, None, "sum"
+
+
+def check_gradient(op: str, logits: Tensor, gradient: str, reduction: str) -> str:
+    if gradient != "backward" and reduction == "none":
+        raise ValueError(
+            f'{op}: expected gradient "auto" or "backward" with reduction="none", whose upstream gradient is not known '
+            f'in the forward pass, got {gradient!r}; reduce the loss, or use "auto".'
+        )
+    if gradient == "inplace":
+        if not logits.requires_grad or not torch.is_grad_enabled():
+            raise ValueError(
+                f'{op}: expected logits that require grad with gradient="inplace", got logits that need none; '
+                'use "auto", which writes no gradient then.'
+            )
+        if logits.is_leaf:
+            raise ValueError(
+                f'{op}: expected logits made by a layer with gradient="inplace", got a leaf, which would lose its '
+                'values; use "auto".'
+            )
+        if not torch.compiler.is_compiling() and _overlaps_itself(logits):
+            raise ValueError(
+                f'{op}: expected logits whose elements have memory of their own with gradient="inplace", got expanded '
+                'ones; use "auto".'
+            )
+    return gradient
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements may share memory: a stride within the reach of the smaller ones."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
+
+
+def check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, background) -> None:
+    """The checks that read values, and so wait for the device."""
+    if vector is not None:
+        bad = (vector < 0) | (vector > 1) | vector.isnan() if op == SIGMOID else ~(vector >= 0)
+        if bool(bad.any()):
+            at = int(bad.nonzero()[0])
+            bounds = "in [0, 1]" if op == SIGMOID else ">= 0"
+            raise ValueError(
+                f"{op}: expected alpha {bounds}, got alpha[{at}] = {vector[at].item():g}; correct the weights."
+            )
+    if divisor is not None and not bool(divisor >= 0):
+        raise ValueError(f"{op}: expected normalizer >= 0, got {divisor.item():g}; clamp a count to at least 1.")
+    if targets.shape == logits.shape:
+        bad = ~((targets == ignore_index) | ((targets >= 0) & (targets <= 1)))
+        error, allowed = ValueError, f"dense targets in [0, 1] or equal to ignore_index ({ignore_index})"
+    else:
+        classes = logits.shape[class_dim]
+        labels = targets.long()
+        bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+        allowed = f"class labels in [0, {classes})"
+        if op == SIGMOID:
+            bad &= labels != background
+            allowed += f", background_index ({background})"
+        error, allowed = IndexError, f"{allowed} or ignore_index ({ignore_index})"
+    if bool(bad.any()):
+        at = bad.nonzero()[0].tolist()
+        raise error(
+            f"{op}: expected {allowed}, got targets{at} = {targets[tuple(at)].item()}; "
+            "fix the labels or set ignore_index."
+        )
