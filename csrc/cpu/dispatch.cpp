@@ -47,7 +47,8 @@ const Kernels& choose() {
                            " on this processor, got '" + forced + "'; unset it to use the widest.");
 }
 
-constexpr int64_t kElementwiseTile = 2048;  // elements; eight float arrays of it and the conversions stay in L1 and L2
+constexpr int64_t kElementwiseTile = 1024;       // elements; the four to eight arrays of it stay in L1
+constexpr int64_t kNegativesTile = 2048;         // the same where a tile is read and written in place
 constexpr int64_t kColumnsTileBytes = 38 << 10;  // one tile of logits in a 48 KiB L1
 constexpr int64_t kRowsBlock = 4096;
 constexpr int64_t kChunkElements =
@@ -76,8 +77,9 @@ void plan_elementwise(Task& task) {
   task.positions.order_by(kLogits);
   task.positions.collapse();
   task.positions.require_innermost();
-  task.tile_classes = std::min(task.classes, kElementwiseTile);
-  task.tile_positions = std::max<int64_t>(1, kElementwiseTile / task.tile_classes);
+  const int64_t tile = task.dense || task.alpha ? kElementwiseTile : kNegativesTile;
+  task.tile_classes = std::min(task.classes, tile);
+  task.tile_positions = std::max<int64_t>(1, tile / task.tile_classes);
   cut(task);
 }
 

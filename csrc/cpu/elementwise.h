@@ -28,8 +28,9 @@ class Elementwise {
         positions_(static_cast<int>(task.tile_positions)) {
     const int capacity = positions_ * static_cast<int>(task.tile_classes);
     Real* memory =
-        static_cast<Real*>(scratch((8 * sizeof(Real) + sizeof(int32_t)) * capacity + sizeof(Run) * positions_));
-    for (Real** array : {&logit_, &target_, &weight_, &slope_, &upstream_, &out_, &positive_, &negative_}) {
+        static_cast<Real*>(scratch((10 * sizeof(Real) + sizeof(int32_t)) * capacity + sizeof(Run) * positions_));
+    for (Real** array :
+         {&logit_, &target_, &margin_, &used_target_, &weight_, &slope_, &upstream_, &out_, &positive_, &negative_}) {
       *array = memory;
       memory += capacity;
     }
@@ -68,7 +69,7 @@ class Elementwise {
     run_count_ = 0;
     for (int64_t done = 0; done < positions_; done += runs_[run_count_++].length)
       runs_[run_count_] = cursor.next(positions_ - done);
-    if (!negatives_alike_) prepare_weights();
+    if (task_.alpha) prepare_weights();
   }
 
   // The weights of a positive and of a negative at every element of the tile; they change with its shape only.
@@ -80,8 +81,8 @@ class Elementwise {
     for (int p = 0; p < positions_; ++p) {
       for (int c = 0; c < classes_; ++c) {
         const int k = by_class_ ? p * classes_ + c : c * positions_ + p;
-        positive_[k] = alpha ? alpha[class_begin_ + c] : static_cast<Real>(task_.positive_weight);
-        negative_[k] = alpha ? Real(1) - alpha[class_begin_ + c] : static_cast<Real>(task_.negative_weight);
+        positive_[k] = alpha[class_begin_ + c];
+        negative_[k] = Real(1) - alpha[class_begin_ + c];
       }
     }
   }
@@ -184,27 +185,41 @@ class Elementwise {
   }
 
   double anything(Real* out) {
-    load(kLogits, logit_);
+    const Real* logit = where(kLogits);
+    if (!logit) load(kLogits, logit_), logit = logit_;
+    const Real* target = nullptr;
     Real ignored;
     bool soft = false;
     if (task_.dense) {
       ignored = static_cast<Real>(task_.dense_rule.ignore_value);
-      load(kTargets, target_);
-      soft = inspect_targets(ignored);
+      target = where(kTargets);
+      if (!target) load(kTargets, target_), target = target_;
+      soft = inspect_targets(target, ignored);
     } else {
       ignored = -1;
       load_position_codes();
       spread_codes(ignored);
+      target = target_;
     }
-    if (task_.tensor[kUpstream]) load(kUpstream, upstream_);
-    weigh(ignored, soft);
+    const auto with_weights = [&](auto positive, auto negative) {
+      soft ? weigh<true>(logit, target, positive, negative, ignored)
+           : weigh<false>(logit, target, positive, negative, ignored);
+    };
+    if (task_.alpha) {
+      with_weights(static_cast<const Real*>(positive_), static_cast<const Real*>(negative_));
+    } else {
+      with_weights(Uniform<Real>{static_cast<Real>(task_.positive_weight)},
+                   Uniform<Real>{static_cast<Real>(task_.negative_weight)});
+    }
+    apply_upstream();
     if (soft) {
       return Term::soft(task_, [&](const auto& loss) {
-        return map(want_, Soft<std::decay_t<decltype(loss)>>{loss, logit_, target_, weight_, slope_}, out, count_);
+        return map(want_, Soft<std::decay_t<decltype(loss)>>{loss, margin_, used_target_, weight_, slope_}, out,
+                   count_);
       });
     }
     return Term::hard(task_, [&](const auto& loss) {
-      return map(want_, Weighted<std::decay_t<decltype(loss)>>{loss, logit_, weight_, slope_}, out, count_);
+      return map(want_, Weighted<std::decay_t<decltype(loss)>>{loss, margin_, weight_, slope_}, out, count_);
     });
   }
 
@@ -230,8 +245,7 @@ class Elementwise {
   }
 
   // Notes ignored and invalid targets; true if one is soft.
-  bool inspect_targets(Real ignored_value) {
-    const Real* FOCAL_RESTRICT target = target_;
+  bool inspect_targets(const Real* FOCAL_RESTRICT target, Real ignored_value) {
     int soft = 0, invalid = 0, ignored = 0;
 #pragma omp simd reduction(+ : soft, invalid, ignored)
     for (int k = 0; k < count_; ++k) {
@@ -246,27 +260,33 @@ class Elementwise {
     return soft > 0;
   }
 
-  // Turns logits into margins (hard targets; soft ones keep their logit) and fills in weights and slopes. An ignored
-  // element becomes an ordinary one of weight and slope 0, whatever its logit and its upstream gradient are.
-  void weigh(Real ignored, bool soft) {
-    Real *FOCAL_RESTRICT logit = logit_, *FOCAL_RESTRICT target = target_;
+  // Fills in margins (of soft targets: logits), weights and slopes. An ignored element becomes an ordinary one of weight
+  // and slope 0, whatever its logit and its upstream gradient are.
+  template <bool soft, class Weights>
+  void weigh(const Real* FOCAL_RESTRICT logit, const Real* FOCAL_RESTRICT target, Weights positive, Weights negative,
+             Real ignored) {
+    Real *FOCAL_RESTRICT margin = margin_, *FOCAL_RESTRICT used_target = used_target_;
     Real *FOCAL_RESTRICT weight = weight_, *FOCAL_RESTRICT slope = slope_;
-    const Real *FOCAL_RESTRICT positive = positive_, *FOCAL_RESTRICT negative = negative_;
     const Real scale = static_cast<Real>(task_.gradient_scale);
+    const int count = count_;
 #pragma omp simd
-    for (int k = 0; k < count_; ++k) {
-      const bool used = target[k] != ignored;
-      const Real t = used ? target[k] : Real(0);
-      const Real x = used ? logit[k] : Real(0);
-      const Real w = used ? t * positive[k] + (Real(1) - t) * negative[k] : Real(0);
-      const bool turned = !soft && !(t > Real(0));
-      target[k] = t;
-      logit[k] = turned ? -x : x;
+    for (int k = 0; k < count; ++k) {
+      const Real t = target[k] != ignored ? target[k] : Real(0);
+      const Real x = target[k] != ignored ? logit[k] : Real(0);
+      const Real w = target[k] != ignored ? t * positive[k] + (Real(1) - t) * negative[k] : Real(0);
+      const Real sign = soft || t > Real(0) ? Real(1) : Real(-1);
+      if (soft) used_target[k] = t;
+      margin[k] = sign * x;
       weight[k] = w;
-      slope[k] = scale * (turned ? -w : w);
+      slope[k] = scale * sign * w;
     }
+  }
+
+  void apply_upstream() {
     if (!task_.tensor[kUpstream]) return;
-    const Real* FOCAL_RESTRICT upstream = upstream_;
+    load(kUpstream, upstream_);
+    const Real *FOCAL_RESTRICT upstream = upstream_, *FOCAL_RESTRICT weight = weight_;
+    Real* FOCAL_RESTRICT slope = slope_;
 #pragma omp simd
     for (int k = 0; k < count_; ++k) slope[k] = weight[k] == Real(0) ? Real(0) : slope[k] * upstream[k];
   }
@@ -281,7 +301,7 @@ class Elementwise {
   int64_t weights_class_ = -1;
   int weights_positions_ = -1;
   DenseFindings found_;
-  Real *logit_, *target_, *weight_, *slope_, *upstream_, *out_, *positive_, *negative_;
+  Real *logit_, *target_, *margin_, *used_target_, *weight_, *slope_, *upstream_, *out_, *positive_, *negative_;
   Run* runs_;
   int32_t* codes_;
 };
