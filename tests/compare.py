@@ -77,13 +77,12 @@ def check(
     # In place the gradient lies in the logits before the upstream gradient is known.
     again = gradient == "inplace" and not bool((upstream == 1).all())
     class_dim = kwargs.get("class_dim", 1)
-    bound = bound_of_grad(op, expected.grad, logits.dtype, targets, upstream, class_dim, 1 + again)
+    bound = bound_of_grad(expected.grad, logits.dtype, targets, upstream, class_dim, 1 + again)
     assert_close(result.grad, expected.grad, bound, "gradient")
     return result
 
 
 def bound_of_grad(
-    op: str,
     expected: Tensor,
     dtype: torch.dtype,
     targets: Tensor,
@@ -92,11 +91,11 @@ def bound_of_grad(
     roundings: int = 1,
 ) -> Tensor:
     factor = upstream.abs().max().item() if upstream.numel() else 1.0
-    if op == "softmax_focal_loss":
-        return grad_bound(expected, dtype, class_dim, factor, roundings)
-    if targets.dim() == expected.dim() and targets.is_floating_point() and ((targets > 0) & (targets < 1)).any():
-        return soft_grad_bound(expected, dtype, class_dim if expected.dim() > 1 else 0, factor, roundings)
-    return grad_bound(expected, dtype, None, factor, roundings)
+    dense = targets.dim() == expected.dim()
+    if dense and targets.is_floating_point() and ((targets > 0) & (targets < 1)).any():
+        row_dim = class_dim if expected.dim() > 1 else 0
+        return soft_grad_bound(expected, dtype, row_dim, factor, roundings)
+    return grad_bound(expected, dtype, factor, roundings)
 
 
 def bits(x: Tensor) -> Tensor:

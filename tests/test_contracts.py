@@ -250,6 +250,19 @@ def test_a_first_order_backward_under_create_graph_then_a_plain_one(op: str, dev
 
 
 @ops
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_batched_gradients(op: str, reduction: str, device: str) -> None:
+    """Jacobians by one vectorised backward."""
+    logits, targets = batch((6, 5), device=device)
+    x = logits.requires_grad_()
+    loss = loss_of(op, x, targets, reduction=reduction)
+    upstreams = torch.randn(4, *loss.shape, device=device)
+    (together,) = torch.autograd.grad(loss, x, upstreams, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(loss, x, u, retain_graph=True)[0] for u in upstreams]
+    assert_same((together,), (torch.stack(one_by_one),))
+
+
+@ops
 def test_functional_transforms(op: str, device: str) -> None:
     """grad, per-sample grad, jacobians and hessians equal the reference's."""
     logits, targets = batch((6, 5), torch.float64, device)

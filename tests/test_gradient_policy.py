@@ -103,15 +103,24 @@ def test_logits_are_left_alone(op: str, gradient: str, device: str) -> None:
 
 @ops
 @kept
-def test_logits_overwritten_before_the_backward_are_noticed(op: str, gradient: str, device: str) -> None:
+@pytest.mark.parametrize("upstream", [1.0, 0.3])
+def test_logits_overwritten_before_the_backward_do_no_harm(
+    op: str, gradient: str, upstream: float, device: str
+) -> None:
+    """The gradient is that of the logits as they were, or the change is noticed; never that of other logits."""
     logits, targets = batch(device)
     leaf = logits.clone().requires_grad_()
     x = leaf * 1
     loss = loss_of(op, x, targets, gradient=gradient)
     with torch.no_grad():
         x.mul_(2)
+    g = torch.tensor(upstream, device=device)
+    if gradient != "backward" and upstream == 1:
+        (grad,) = torch.autograd.grad(loss, x, g)
+        assert torch.equal(grad, run(op, logits, targets, upstream=g).grad)
+        return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+        torch.autograd.grad(loss, x, g)
 
 
 @ops

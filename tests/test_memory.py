@@ -85,8 +85,16 @@ cases = pytest.mark.parametrize("case", CASES)
 
 
 @cases
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize(("gradient", "upstream"), [("forward", 1.0), ("forward", 0.3), ("backward", 0.3)])
+@pytest.mark.parametrize(
+    ("dtype", "gradient", "upstream"),
+    [
+        (torch.float32, "forward", 1.0),
+        (torch.float32, "forward", 0.3),
+        (torch.float32, "backward", 0.3),
+        (torch.bfloat16, "forward", 1.0),
+        (torch.float16, "backward", 0.3),
+    ],
+)
 def test_one_gradient_buffer(case: str, dtype: torch.dtype, gradient: str, upstream: float, device: str) -> None:
     """No float32 copy of half logits, no one-hot, no softmax, no int64 copy of labels, no clone of the gradient."""
     function, make = CASES[case]

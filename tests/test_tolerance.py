@@ -41,7 +41,7 @@ def accepted(result: Result, truth: Problem, dtype: torch.dtype = torch.float32)
     op, logits, targets, kwargs = truth
     expected = oracle(op, logits, targets, **kwargs)
     loss, grad = result.loss.float(), result.grad.to(dtype)
-    bound = bound_of_grad(op, expected.grad, dtype, targets, kwargs["upstream"], kwargs["class_dim"])
+    bound = bound_of_grad(expected.grad, dtype, targets, kwargs["upstream"], kwargs["class_dim"])
     return (
         mismatch(loss, expected.loss, loss_bound(expected.loss, dtype)) is None,
         mismatch(grad, expected.grad, bound) is None,
