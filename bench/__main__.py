@@ -118,10 +118,12 @@ def _measure(options: argparse.Namespace, chosen: list[str], folder: Path) -> No
         if group is not None:
             print("\n" + report.group_table(members), flush=True)
     print(report.LEGEND)
-    found = verdicts(results.select({"scenarios": measured}, options.memory == "reused" and pinned), device)
-    print(report.verdict_table(found))
     if options.quick:
-        print("(quick: tiny shapes, so the verdicts mean nothing)")
+        print("(quick: tiny shapes, so no verdicts)")
+    else:
+        here = results.select({"scenarios": measured}, reused=pinned and options.memory == "reused")
+        found = [v for v in verdicts(here, device) if v.scenario in here]
+        print(report.verdict_table(found) if found else "No target concerns these scenarios.")
     if options.json:
         print(f"wrote {path}")
 

@@ -77,7 +77,7 @@ def _memory(scenarios: list[Result], device: str) -> plt.Figure:
         return _candidate(scenario, series).get("peak_memory")
 
     series = ("focal_cuda", "focal_cuda inplace", "compiled", "kornia", "MONAI", "baseline")
-    figure, axes = _bars(scenarios, series, value, lambda v: f"{v:.2g}")
+    figure, axes = _bars(scenarios, series, value, lambda v: f"{v:.2g}" if v >= 0.01 else "0")
     axes.axvline(1, color="black", linewidth=1, linestyle=":")
     axes.set_xlim(left=0)
     axes.set_xlabel("peak memory beyond the logits, in multiples of the logits (shorter is better; the gradient is 1)")

@@ -28,8 +28,8 @@ from bench.inputs import Inputs
 class Budget:
     """How long to measure: about ``seconds`` for each candidate, between the two numbers of turns."""
 
-    seconds: float = 0.7
-    cap_seconds: float = 3.0
+    seconds: float = 0.5
+    cap_seconds: float = 2.0
     min_turns: int = 7
     max_turns: int = 300
     burst_seconds: float = 1e-3
@@ -103,7 +103,7 @@ class Runner:
         for _ in range(1 + budget.warmup_calls):
             took = self.turn(record=False)
             quickest, spent = min(quickest, took), spent + took
-            if spent > budget.seconds and spent > took:
+            if spent > budget.seconds:
                 break
         if quickest < budget.burst_seconds and self.candidate.kind == "loss":
             self.burst = min(max(int(budget.burst_seconds / quickest), 1), 500)
