@@ -189,9 +189,10 @@ def _focal_loss(
     """What both losses share, after their targets and alpha are understood."""
     if type(gamma) is not float or not 0.0 <= gamma < math.inf:
         gamma = _arguments.check_number(op, "gamma", gamma, 0.0, math.inf, "gamma = 0 is cross entropy")
-    for name, index in (("ignore_index", ignore_index), ("background_index", background_index)):
-        if type(index) is not int and index is not None:
-            _arguments.check_integer(op, name, index)
+    if type(ignore_index) is not int:
+        _arguments.check_integer(op, "ignore_index", ignore_index)
+    if background_index is not None and type(background_index) is not int:
+        _arguments.check_integer(op, "background_index", background_index)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f'{op}: expected reduction to be "none", "mean" or "sum", got {reduction!r}; choose one of them.'

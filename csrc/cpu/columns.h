@@ -6,8 +6,8 @@
 // Compiled once per instruction set (FOCAL_CPU_ISA). Must not know: which loss the Term is, torch.
 #pragma once
 
-#include "cpu/runs.h"
 #include "cpu/term.h"
+#include "cpu/transpose.h"
 
 namespace focal::cpu::FOCAL_CPU_ISA {
 
@@ -74,6 +74,11 @@ class Columns {
     }
   }
 
+  // Contiguous classes of fp32, enough for a block: transposed in registers.
+  bool short_rows(const Tensor& tensor) const {
+    return tensor.class_stride == 1 && classes_ >= kBlock && tensor.dtype == DType::kFloat32;
+  }
+
   // Logits into the tile; the target's own logit is taken out and leaves -inf, so that only the others remain.
   void read() {
     for_runs(kTargets, [&](int p, int64_t offset, int64_t stride, int n) {
@@ -81,7 +86,14 @@ class Columns {
     });
     const Tensor& logits = task_.tensor[kLogits];
     for_runs(kLogits, [&](int p, int64_t offset, int64_t stride, int n) {
+      if (short_rows(logits)) {
+        if constexpr (std::is_same_v<Real, float>) {
+          rows_to_tile(static_cast<const float*>(logits.data) + offset, stride, logits_ + p, width_, classes_, n);
+        }
+        return;
+      }
       for (int c = 0; c < classes_; ++c) {
+        if (c + kAhead < classes_) prefetch_run<false>(logits, offset + (c + kAhead) * logits.class_stride, stride, n);
         load_run(logits_ + c * width_ + p, logits, offset + c * logits.class_stride, stride, n);
       }
     });
@@ -113,10 +125,7 @@ class Columns {
       largest[p] = largest[p] == lowest ? Real(0) : largest[p];
       total[p] = 0;
     }
-    by_classes([&](auto classes, int c) {
-      prefetch_next(c, decltype(classes)::value);
-      add_exponentials<decltype(classes)::value>(c);
-    });
+    by_classes([&](auto classes, int c) { add_exponentials<decltype(classes)::value>(c); });
     Real* FOCAL_RESTRICT margin = margin_;
     const Real* FOCAL_RESTRICT own = own_;
 #pragma omp simd
@@ -130,17 +139,6 @@ class Columns {
     int c = 0;
     for (; c + 4 <= classes_; c += 4) pass(std::integral_constant<int, 4>{}, c);
     for (; c < classes_; ++c) pass(std::integral_constant<int, 1>{}, c);
-  }
-
-  // The next tile's logits of these classes, asked for while this tile's exponentials keep the processor busy. The guess
-  // that it continues the last run is right but at the ends of the innermost dimension.
-  void prefetch_next(int first, int classes) const {
-    const Tensor& logits = task_.tensor[kLogits];
-    const Run& run = runs_[run_count_ - 1];
-    if (task_.positions.innermost().stride[kLogits] != 1) return;
-    for (int c = first; c < first + classes; ++c) {
-      prefetch_run(logits, run.offset[kLogits] + run.length + c * logits.class_stride, width_);
-    }
   }
 
   template <int classes>
@@ -200,12 +198,20 @@ class Columns {
     }
     const Tensor& out = task_.tensor[kGradient];
     for_runs(kGradient, [&](int p, int64_t offset, int64_t stride, int n) {
+      if (short_rows(out)) {
+        if constexpr (std::is_same_v<Real, float>) {
+          tile_to_rows(logits_ + p, width_, factor + p, static_cast<float*>(out.data) + offset, stride, classes_, n);
+        }
+        return;
+      }
       for (int c = 0; c < classes_; ++c) {
         store_run(out, offset + c * out.class_stride, stride, logits_ + c * width_ + p,
                   static_cast<const Real*>(factor + p), n);
       }
     });
   }
+
+  static constexpr int kAhead = 4;
 
   const Task& task_;
   const Want want_;

@@ -49,7 +49,7 @@ const Kernels& choose() {
 
 constexpr int64_t kElementwiseTile = 1024;       // elements; the four to eight arrays of it stay in L1
 constexpr int64_t kNegativesTile = 2048;         // the same where a tile is read and written in place
-constexpr int64_t kColumnsTileBytes = 38 << 10;  // one tile of logits in a 48 KiB L1
+constexpr int64_t kColumnsTileBytes = 24 << 10;  // of logits, beside where they come from and go to, in L1 or near it
 constexpr int64_t kRowsBlock = 4096;
 constexpr int64_t kChunkElements =
     1 << 16;                              // work of one chunk: long against a dispatch, short against a thread's share
@@ -100,8 +100,9 @@ void plan_softmax(Task& task) {
   task.engine = Engine::kColumns;
   const int64_t bytes = task.tensor[kLogits].dtype == DType::kFloat64 ? 8 : 4;
   const int64_t positions = kColumnsTileBytes / (task.classes * bytes) / 16 * 16;
+  const int64_t fewest = task.classes <= 512 ? 64 : 16;  // shorter runs waste cache lines and page look-ups
   task.tile_classes = task.classes;
-  task.tile_positions = std::min<int64_t>(256, std::max<int64_t>(16, positions));
+  task.tile_positions = std::min<int64_t>(128, std::max(fewest, positions));
   cut(task);
 }
 

@@ -121,14 +121,14 @@ class Elementwise {
     });
   }
 
-  // Where the tile lies in memory, if it lies there flat and in the computing type; or null.
+  // Where the tile lies in memory, if it lies there flat, in the computing type and for ordinary stores; or null.
   Real* where(Operand operand) const {
     const Tensor& tensor = task_.tensor[operand];
     const int64_t inner = task_.positions.innermost().stride[operand];
     const bool rows_touch = positions_ == 1 || (inner == classes_ && classes_ == task_.classes);
     const bool flat =
         by_class_ ? tensor.class_stride == 1 && rows_touch : classes_ == 1 && (inner == 1 || positions_ == 1);
-    if (!flat || run_count_ > 1 || tensor.dtype != DTypeOf<Real>::value) return nullptr;
+    if (!flat || tensor.stream || run_count_ > 1 || tensor.dtype != DTypeOf<Real>::value) return nullptr;
     return static_cast<Real*>(tensor.data) + runs_[0].offset[operand] + class_begin_ * tensor.class_stride;
   }
 

@@ -9,26 +9,21 @@ namespace focal::cpu::FOCAL_CPU_ISA {
 
 void* scratch(size_t bytes) { return cpu::thread_scratch(bytes); }
 
+template <class Term, template <class> class Engine>
+void run_engine(const Task& task, int64_t first, int64_t last) {
+  Engine<Term> engine(task);
+  for (int64_t i = first; i < last; ++i) engine.chunk(i);
+}
+
 template <class Math>
 void run(const Task& task, int64_t first, int64_t last) {
   using Term = FocalTerm<Math>;
   switch (task.engine) {
-    case Engine::kElementwise: {
-      Elementwise<Term> engine(task);
-      for (int64_t i = first; i < last; ++i) engine.chunk(i);
-      return;
-    }
-    case Engine::kColumns: {
-      Columns<Term> engine(task);
-      for (int64_t i = first; i < last; ++i) engine.chunk(i);
-      return;
-    }
-    case Engine::kRows: {
-      Rows<Term> engine(task);
-      for (int64_t i = first; i < last; ++i) engine.chunk(i);
-      return;
-    }
+    case Engine::kElementwise: run_engine<Term, Elementwise>(task, first, last); break;
+    case Engine::kColumns: run_engine<Term, Columns>(task, first, last); break;
+    case Engine::kRows: run_engine<Term, Rows>(task, first, last); break;
   }
+  if (task.tensor[kGradient].stream) finish_streams();
 }
 
 void scan(const ScanTask& task, int64_t first, int64_t last) {
@@ -55,11 +50,11 @@ template <class Math, class Real = typename Math::Real>
 void margin(double gamma, const Real* in, Real* value, Real* deriv, int64_t n) {
   Task task;
   task.gamma = gamma;
-  constexpr int kBlock = 256;
-  Real ones[kBlock];
+  constexpr int kOnes = 256;
+  Real ones[kOnes];
   for (Real& one : ones) one = 1;
-  for (int64_t i = 0; i < n; i += kBlock) {
-    const int count = n - i < kBlock ? static_cast<int>(n - i) : kBlock;
+  for (int64_t i = 0; i < n; i += kOnes) {
+    const int count = n - i < kOnes ? static_cast<int>(n - i) : kOnes;
     FocalTerm<Math>::hard(task, [&](const auto& loss) {
       const Weighted<std::decay_t<decltype(loss)>> element{loss, in + i, ones, ones};
       map(Want::kValues, element, value + i, count);

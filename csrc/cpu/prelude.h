@@ -2,6 +2,10 @@
 // library that the linker may share between files must be compiled for every processor.
 #pragma once
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

@@ -52,11 +52,14 @@ inline int64_t bytes_of(DType dtype) {
   }
 }
 
-// Asks for a contiguous run that is needed soon. It may lie beyond the tensor: a prefetch never faults.
-FOCAL_INLINE void prefetch_run(const Tensor& tensor, int64_t offset, int n) {
+// Asks for a contiguous run that is soon read, or written. It may lie beyond the tensor: a prefetch never faults.
+template <bool write>
+void prefetch_run(const Tensor& tensor, int64_t offset, int64_t stride, int64_t n) {
+  if (stride != 1) return;
   const int64_t bytes = bytes_of(tensor.dtype);
   const char* data = static_cast<const char*>(tensor.data) + offset * bytes;
-  for (int64_t i = 0; i < n * bytes; i += 64) __builtin_prefetch(data + i);
+  for (int64_t i = 0; i < n * bytes; i += 64) __builtin_prefetch(data + i, write);
+  asm volatile("");  // gcc takes a function of nothing but prefetches for one without effect and drops its calls
 }
 
 template <class Storage, class Real, class Factor>
@@ -69,13 +72,55 @@ void store_as(Storage* FOCAL_RESTRICT out, const Real* FOCAL_RESTRICT in, Factor
   }
 }
 
+#if defined(__SSE__)
+#if defined(__AVX512F__)
+using Wide = __m512;
+FOCAL_INLINE void stream_wide(float* out, Wide values) { _mm512_stream_ps(out, values); }
+#elif defined(__AVX__)
+using Wide = __m256;
+FOCAL_INLINE void stream_wide(float* out, Wide values) { _mm256_stream_ps(out, values); }
+#else
+using Wide = __m128;
+FOCAL_INLINE void stream_wide(float* out, Wide values) { _mm_stream_ps(out, values); }
+#endif
+
+FOCAL_INLINE Wide wide(const float* in, int i) {
+  Wide values;
+  memcpy(&values, in + i, sizeof(Wide));
+  return values;
+}
+FOCAL_INLINE Wide wide(Uniform<float> in, int) { return Wide{} + in.value; }
+
+// out[i] = in[i] * factor[i] past the caches, without reading the lines first as a store that misses would. Copying in
+// the pattern of columns.h, 80 MB by 19 streams, one thread: 11.5 ms with ordinary stores, 5.7 with these.
+template <class Factor>
+void stream_run(float* out, const float* in, Factor factor, int n) {
+  constexpr int kWide = sizeof(Wide) / sizeof(float);
+  int i = 0;
+  for (; i < n && reinterpret_cast<uintptr_t>(out + i) % sizeof(Wide) != 0; ++i) out[i] = in[i] * factor[i];
+  for (; i + kWide <= n; i += kWide) stream_wide(out + i, wide(in, i) * wide(factor, i));
+  for (; i < n; ++i) out[i] = in[i] * factor[i];
+}
+
+// Streamed stores are ordered with nothing; this puts them before all that follows.
+inline void finish_streams() { _mm_sfence(); }
+#else
+template <class Factor>
+void stream_run(float* out, const float* in, Factor factor, int n) {
+  store_as(out, in, factor, 1, n);
+}
+inline void finish_streams() {}
+#endif
+
 // Stores in[i] * factor[i]. Losses and gradients are of the computing type or, gradients only, of a half type.
 template <class Factor>
 void store_run(const Tensor& tensor, int64_t offset, int64_t stride, const float* in, Factor factor, int n) {
   switch (tensor.dtype) {
     case DType::kFloat16: return store_as(static_cast<Half*>(tensor.data) + offset, in, factor, stride, n);
     case DType::kBFloat16: return store_as(static_cast<BFloat16*>(tensor.data) + offset, in, factor, stride, n);
-    default: return store_as(static_cast<float*>(tensor.data) + offset, in, factor, stride, n);
+    default:
+      if (tensor.stream && stride == 1) return stream_run(static_cast<float*>(tensor.data) + offset, in, factor, n);
+      return store_as(static_cast<float*>(tensor.data) + offset, in, factor, stride, n);
   }
 }
 

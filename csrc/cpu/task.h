@@ -14,6 +14,7 @@ struct Tensor {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
   int64_t class_stride = 0;
+  bool stream = false;  // contiguous float32 runs are written past the caches: for outputs that would not stay there
 
   explicit operator bool() const { return data != nullptr; }
 };

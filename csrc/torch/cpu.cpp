@@ -43,6 +43,9 @@ void expect_first_touch(const Tensor& tensor) {
 #endif
 }
 
+// Gradients from here on do not stay in the caches until somebody reads them.
+constexpr int64_t kStreamBytes = 16 << 20;
+
 double read_number(const Tensor& tensor) {
   require(tensor.numel() == 1 && tensor.is_cpu(), "a number on the CPU is needed");
   const void* data = tensor.data_ptr();
@@ -138,6 +141,9 @@ Task make_task(const Problem& problem, const Tensor& logits, const OperandTensor
     if (operands.tensor[o])
       task.tensor[o] = {operands.tensor[o]->data_ptr(), dtype_of(*operands.tensor[o]), class_strides[o]};
   }
+  const int64_t bytes = logits.numel() * static_cast<int64_t>(logits.element_size());
+  task.tensor[kGradient].stream = task.tensor[kGradient] && bytes >= kStreamBytes &&
+                                  task.tensor[kGradient].data != task.tensor[kLogits].data && !std::getenv("NOSTREAM");
   task.classes = problem.classes;
   task.dense = problem.dense;
   task.index = problem.index;

@@ -114,11 +114,12 @@ void run(const Task& task) {
   }
 }
 
-void check_case(const Case& c, Want want, bool with_alpha) {
+void check_case(const Case& c, Want want, bool with_alpha, bool stream = false) {
   std::vector<float> alpha(c.classes);
   for (int64_t k = 0; k < c.classes; ++k) alpha[k] = static_cast<float>(k % 3);
   Data data;
-  const Task task = make(c, data, want, with_alpha ? alpha.data() : nullptr);
+  Task task = make(c, data, want, with_alpha ? alpha.data() : nullptr);
+  task.tensor[kGradient].stream = stream;
   run(task);
 
   const int64_t border = 16;
@@ -175,6 +176,12 @@ int main() {
           }
         }
       }
+    }
+  }
+  for (bool class_last : {false, true}) {
+    for (int64_t inner : {15, 257}) {
+      check_case({3, 19, inner, 3, class_last, true}, Want::kSlopes, false, true);
+      check_case({3, 19, inner, 0, class_last, false}, Want::kSlopes, false, true);
     }
   }
   check_case({1, 1, 40000, 0, false, false}, Want::kSumAndSlopes, false);  // one class, several chunks
