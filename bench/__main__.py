@@ -131,11 +131,12 @@ def _measure(options: argparse.Namespace, chosen: list[str], folder: Path) -> No
 def _choose(wanted: list[str]) -> list[str]:
     if not wanted:
         return list(SCENARIOS)
-    chosen = [name for name in SCENARIOS if any(name.startswith(word) for word in wanted)]
-    missing = [word for word in wanted if not any(name.startswith(word) for name in SCENARIOS)]
-    if missing:
+    matches = {
+        word: {word} if word in SCENARIOS else {name for name in SCENARIOS if name.startswith(word)} for word in wanted
+    }
+    if missing := [word for word, names in matches.items() if not names]:
         raise SystemExit(f"no scenario begins with {', '.join(missing)}; known: {', '.join(SCENARIOS)}")
-    return chosen
+    return [name for name in SCENARIOS if any(name in names for names in matches.values())]
 
 
 if __name__ == "__main__":

@@ -148,13 +148,17 @@ def readme_section(devices: dict[str, Result], pictures: str) -> str:
             )
         rows = [_readme_row(s, reused.get(s["name"])) for s in scenarios]
         parts += [caption, "", tabulate(rows, _README_HEADERS, tablefmt="github", disable_numparse=True), ""]
-        if found := verdicts(usual, environment["device"]):
-            text = f"{sum(v.word == 'yes' for v in found)} of {len(found)} targets (`bench/targets.py`) are reached"
-            if missed := [f"{v.scenario}: {v.target.claim} {v.value:.3g}" for v in found if v.word == "NO"]:
-                text += f"; missed: {'; '.join(missed)}"
-            parts += [f"{text}.", ""]
+        for state, results in (("", usual), (" with reused memory", reused)):
+            if found := [v for v in verdicts(results, environment["device"]) if v.value is not None]:
+                parts += [_summary(found, state), ""]
         parts += [f"![Speed-up over the pure-Python loss]({pictures}/{slug}-speedup.png)", ""]
     return "\n".join(parts)
+
+
+def _summary(found: list[Verdict], state: str) -> str:
+    missed = [f"{v.scenario}: {v.target.claim} {v.value:.3g} ({v.target.bound})" for v in found if v.word == "NO"]
+    text = f"{len(found) - len(missed)} of {len(found)} targets (`bench/targets.py`) are reached{state}"
+    return f"{text}; missed: {'; '.join(missed)}." if missed else f"{text}."
 
 
 def write_readme(path: Path, section: str) -> None:

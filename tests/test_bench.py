@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import report
-from bench.__main__ import main
+from bench.__main__ import _choose, main
 from bench.candidates import candidates_of
 from bench.inputs import IGNORED, Inputs
 from bench.memory import STATES, peak_bytes
@@ -252,5 +252,7 @@ def test_command_line_lists_scenarios_and_names_unknown_ones():
     command = [sys.executable, "-m", "bench"]
     listed = subprocess.run([*command, "--list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [line.split()[0] for line in listed.splitlines()] == list(SCENARIOS)
+    # A whole name means that scenario alone, though others begin with it.
+    assert _choose(["segmentation-19", "rows"]) == ["segmentation-19", *(n for n in SCENARIOS if n.startswith("rows"))]
     with pytest.raises(SystemExit, match="nonsense"):
         main(["nonsense", "--list"])
