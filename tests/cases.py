@@ -45,7 +45,7 @@ SOFTMAX_SHAPES = [
     Shape((33, 16)),  # a row of exactly one or two vectors
     Shape((129, 19)),  # short rows with a tail, more rows than a chunk
     Shape((3, 1000)),  # long rows with a tail
-    Shape((2, 32771)),  # rows longer than any buffer, of prime length
+    Shape((2, 100_003)),  # rows longer than any buffer, of prime length
     Shape((2, 2, 5, 7)),  # two classes, fewer positions than a tile
     Shape((2, 19, 13, 17)),  # several tiles with a tail, odd
     Shape((1, 150, 3, 67)),  # many classes: short tiles

@@ -212,6 +212,15 @@ def test_the_value_does_not_depend_on_who_is_watching(op: str, reduction: str, d
 
 
 @ops
+def test_grad_mode_is_left_as_it_was(op: str, device: str) -> None:
+    logits, targets = batch(device)
+    for mode in (True, False):
+        with torch.set_grad_enabled(mode):
+            loss_of(op, logits.clone().requires_grad_(), targets)
+            assert torch.is_grad_enabled() is mode
+
+
+@ops
 def test_tensors_made_in_inference_mode(op: str, device: str) -> None:
     with torch.inference_mode():
         logits, targets = batch(device)

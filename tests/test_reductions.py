@@ -178,6 +178,18 @@ def test_all_dense_elements_ignored(kwargs: dict, device: str) -> None:
 
 
 @ops
+@pytest.mark.parametrize("size", [(1, 5), (1, 5, 1, 1), (4, 5)], ids=str)
+def test_one_counted_position_keeps_its_shape(op: str, size: tuple, device: str) -> None:
+    targets = torch.full(size[:1] + size[2:], -100, device=device)
+    targets[0] = 3
+    logits = make_logits(size, device=device)
+    none = check(op, logits, targets, None, 2.0, "none").loss
+    assert none.shape == (logits.shape if op.startswith("sigmoid") else targets.shape)
+    for reduction in ("mean", "sum"):
+        assert check(op, logits, targets, None, 2.0, reduction).loss.shape == ()
+
+
+@ops
 def test_a_loss_in_a_larger_expression(op: str, device: str) -> None:
     """Scaled, added and averaged after the fact: the upstream gradient is not 1."""
     logits, targets = batch(op, Shape((129, 19)), device)

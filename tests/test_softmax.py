@@ -95,12 +95,13 @@ def test_index_types(shape: Shape, index_dtype: torch.dtype, device: str) -> Non
     assert_bitwise(run(OP, logits, targets, **kwargs), run(OP, logits, targets.long(), **kwargs))
 
 
-@pytest.mark.parametrize("ignore_index", [-100, -1, 255, 2])
+@pytest.mark.parametrize("ignore_index", [-100, -1, 255, 0, 2])
 @shapes(REPRESENTATIVE)
 def test_ignore_index(shape: Shape, ignore_index: int, device: str) -> None:
     logits, targets = batch(shape, torch.float32, device, ignore_index=ignore_index)
+    alpha = torch.rand(shape.classes, device=device)
     for reduction in ("none", "mean"):
-        result = check(OP, logits, targets, None, 2.0, reduction, class_dim=shape.class_dim, ignore_index=ignore_index)
+        result = check(OP, logits, targets, alpha, 1.5, reduction, class_dim=shape.class_dim, ignore_index=ignore_index)
         ignored = (targets == ignore_index).unsqueeze(shape.class_dim).expand_as(logits)
         assert ignored.any() and (result.grad[ignored] == 0).all()
 
@@ -122,6 +123,10 @@ def test_gamma_0_is_cross_entropy(device: str) -> None:
             ours = focal_cuda.softmax_focal_loss(logits, targets, None, 0.0, reduction)
             torchs = F.cross_entropy(logits.double(), targets, reduction=reduction)
             assert_close(ours, torchs, loss_bound(torchs, torch.float32) + 1e-14, reduction)
+        weight = torch.rand(19, device=device)
+        ours = focal_cuda.softmax_focal_loss(logits, targets, weight, 0.0, "sum")
+        torchs = F.cross_entropy(logits.double(), targets, weight.double(), reduction="sum")
+        assert_close(ours, torchs, loss_bound(torchs, torch.float32), "weighted sum")
 
 
 def test_no_less_exact_than_the_usual_composition(device: str) -> None:

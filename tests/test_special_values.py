@@ -129,6 +129,15 @@ def test_the_ends_of_the_number_range(op: str, dtype: torch.dtype, device: str) 
             check(op, logits, targets, None, gamma, "none")
 
 
+@ops
+@strided
+@gammas
+def test_all_logits_equal(op: str, size: tuple, gamma: float, device: str) -> None:
+    targets = torch.randint(0, size[1], size[:1] + size[2:], device=device)
+    for value in (0.0, 7.5, -1e4):
+        check(op, torch.full(size, value, device=device), targets, None, gamma, "none")
+
+
 def test_the_signs_of_zero_do_not_matter(device: str) -> None:
     zero, minus = torch.zeros(4, 3, device=device), -torch.zeros(4, 3, device=device)
     targets = torch.tensor([0, 1, 2, 0], device=device)

@@ -1,0 +1,45 @@
+"""Importing the package where it cannot work: one sentence with the remedy, and no half-registered operators."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "focal_cuda"
+
+
+def import_error(code: str, cwd: Path) -> str:
+    """The message of the ImportError that `code` raises in a fresh interpreter."""
+    program = f"try:\n    {code}\nexcept ImportError as error:\n    print(error)\nelse:\n    print('imported')\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def copy_without_extension(tmp_path: Path) -> Path:
+    """A folder with the package's Python files alone, found before the installed package."""
+    (tmp_path / "focal_cuda").mkdir()
+    for source in PACKAGE.glob("*.py"):
+        shutil.copy(source, tmp_path / "focal_cuda")
+    return tmp_path
+
+
+def test_missing_extension_names_the_remedy(copy_without_extension: Path) -> None:
+    message = import_error("import focal_cuda", copy_without_extension)
+    assert "focal_cuda._C did not load" in message
+    assert "pip install" in message and "make build" in message
+
+
+def test_broken_extension_names_cause_and_remedy(copy_without_extension: Path) -> None:
+    (copy_without_extension / "focal_cuda" / "_C.py").write_text(
+        "raise ImportError('undefined symbol: aoti_torch_new')"
+    )
+    message = import_error("import focal_cuda", copy_without_extension)
+    assert "undefined symbol: aoti_torch_new" in message and "make build" in message
+
+
+def test_old_torch_is_named_before_anything_loads(copy_without_extension: Path) -> None:
+    message = import_error("import torch; torch.__version__ = '2.10.1'; import focal_cuda", copy_without_extension)
+    assert message == "focal_cuda: expected torch >= 2.11, got 2.10.1; upgrade torch."
