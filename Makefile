@@ -11,7 +11,7 @@ VENV_FLAGS ?=
 # Which extras of pyproject.toml to install; EXTRAS= for none.
 EXTRAS ?= dev
 PYTEST_FLAGS ?=
-BENCH_FLAGS ?= --json --plot
+BENCH_FLAGS ?= --json --plot --report
 DEMO_FLAGS ?=
 
 SHELL := /bin/bash

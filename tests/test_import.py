@@ -1,8 +1,10 @@
 """Importing the package where it cannot work: one sentence with the remedy, and no half-registered operators."""
 
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "focal_cuda"
 
 
 def import_error(code: str, cwd: Path) -> str:
-    """The message of the ImportError that `code` raises in a fresh interpreter."""
+    """The message of the ImportError that `code` raises in a fresh interpreter, where only `cwd` has the package."""
     program = f"try:\n    {code}\nexcept ImportError as error:\n    print(error)\nelse:\n    print('imported')\n"
-    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=True)
+    # -S: an editable installation hooks into the import system and would lend its extension.
+    path = os.pathsep.join([str(cwd), *sysconfig.get_paths().values(), *(p for p in sys.path if "-packages" in p)])
+    command = [sys.executable, "-S", "-c", program]
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
