@@ -44,12 +44,15 @@ SOFTMAX_SHAPES = [
     Shape((5, 3)),  # a row shorter than any vector
     Shape((33, 16)),  # a row of exactly one or two vectors
     Shape((129, 19)),  # short rows with a tail, more rows than a chunk
+    Shape((61, 63)),  # just below the length from which rows are taken one by one
+    Shape((21, 65)),  # just above
     Shape((3, 1000)),  # long rows with a tail
     Shape((2, 100_003)),  # rows longer than any buffer, of prime length
     Shape((2, 2, 5, 7)),  # two classes, fewer positions than a tile
     Shape((2, 19, 13, 17)),  # several tiles with a tail, odd
     Shape((1, 150, 3, 67)),  # many classes: short tiles
     Shape((1, 1000, 21)),  # so many strided classes that no tile of them stays in the first cache
+    Shape((1, 4099, 5)),  # nor in the second
     Shape((2, 4, 3, 5, 7)),  # volumes
     Shape((3, 5, 1)),  # one inner position: rows again
     Shape((2, 7, 128)),  # whole tiles, no tail

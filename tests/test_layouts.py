@@ -203,6 +203,36 @@ def test_upstream_gradients(op: str, shape: Shape, dtype: torch.dtype, device: s
     assert torch.equal(summed.grad, run(op, logits, targets, None, 2.0, "none", upstream=ones).grad)
 
 
+# More than 16 MiB of gradient each: written in another way than what is soon read again. No size is even.
+LARGE = {
+    "masks": lambda: torch.randn(3, 19, 301, 307),
+    "two classes": lambda: torch.randn(3, 2, 901, 907),
+    "classes last": lambda: torch.randn(3, 301, 307, 19).movedim(-1, 1),
+    "rows": lambda: torch.randn(70_001, 67),
+    "short rows": lambda: torch.randn(500_003, 9),
+    "long rows": lambda: torch.randn(45, 100_003),
+}
+
+
+@ops
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("gradient", ["forward", "backward"])
+@pytest.mark.parametrize("upstream", [1.0, 0.3])
+def test_large_gradients(op: str, kind: str, gradient: str, upstream: float, device: str) -> None:
+    """Every element has the bits it has in a small batch."""
+    logits = LARGE[kind]().to(device)
+    targets = make_index(Shape(tuple(logits.shape)), device=device)
+    kwargs = {"gradient": gradient, "upstream": torch.tensor(upstream, device=device)}
+    whole = run(op, logits, targets, None, 2.0, "sum", **kwargs).grad
+    assert whole.numel() * 4 > 16 * 2**20 and whole.stride() == torch.empty_like(logits).stride()
+    parts = torch.linspace(0, len(logits), 4).long().tolist()
+    for start, stop in zip(parts, parts[1:], strict=False):
+        # A copy of the part, laid out as the whole is.
+        part = torch.empty_like(logits[start:stop]).copy_(logits[start:stop])
+        small = run(op, part, targets[start:stop], None, 2.0, "sum", **kwargs).grad
+        assert torch.equal(whole[start:stop], small)
+
+
 # How a layer might hand its result on: each is a view of what the layer computed.
 VIEWS = {
     "classes last": ((4, 6, 11, 19), lambda y: y.movedim(-1, 1)),
