@@ -94,6 +94,19 @@ def check_index_targets(op: str, logits: Tensor, targets: Tensor, class_dim: int
     return dim
 
 
+def check_dense_targets(op: str, targets: Tensor, ignore_index: int) -> None:
+    if targets.dtype not in _INDEX_DTYPES and targets.dtype not in _LOGITS_DTYPES:
+        raise TypeError(
+            f"{op}: expected dense targets of a floating or integer dtype or bool, got {targets.dtype}; "
+            "convert them: targets.float()."
+        )
+    if ignore_index in (0, 1):
+        raise ValueError(
+            f"{op}: expected ignore_index other than 0 and 1 with dense targets, whose labels these are, "
+            f"got {ignore_index}; mark ignored elements with another value."
+        )
+
+
 def check_number(op: str, name: str, value: object, low: float, high: float, remedy: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{op}: expected {name} to be a number, got {type(value).__name__}; {remedy}.")
@@ -196,7 +209,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return False
 
 
-def check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, background) -> None:
+def check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, background_index) -> None:
     """The checks that read values, and so wait for the device."""
     if vector is not None:
         bad = (vector < 0) | (vector > 1) | vector.isnan() if op == SIGMOID else ~(vector >= 0)
@@ -217,6 +230,7 @@ def check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, 
         bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
         allowed = f"class labels in [0, {classes})"
         if op == SIGMOID:
+            background = classes if background_index is None else background_index
             bad &= labels != background
             allowed += f", background_index ({background})"
         error, allowed = IndexError, f"{allowed} or ignore_index ({ignore_index})"

@@ -159,6 +159,19 @@ def _second_order(call: Call, grad_loss: Tensor, logits: Tensor, targets: Tensor
         return torch.autograd.grad(loss, logits, grad_loss, create_graph=True)[0]
 
 
+def _batched(
+    call: Call, grad_loss: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None, applied: Tensor
+) -> Tensor:
+    """The gradient for upstream gradients under vmap (is_grads_batched): it is linear in them."""
+    computing = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    total = call.numbers._replace(reduction=REDUCTIONS["sum"])
+    logits_, family = logits.detach().to(computing), FAMILIES[call.name]
+    unit = family.forward(logits_, targets, alpha, None, 1.0, *total, True)[2]
+    if grad_loss.dim() == logits.dim() - 1 and call.numbers.reduction == REDUCTIONS["none"]:
+        grad_loss = grad_loss.unsqueeze(call.numbers.class_dim)
+    return (unit * (applied * grad_loss)).to(logits.dtype)
+
+
 class FocalFunction(torch.autograd.Function):
     """Ties forward and backward operators together, under the gradient policies of the public functions.
 
@@ -191,6 +204,15 @@ class FocalFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
+        call = ctx.call
+        batched = not torch.compiler.is_compiling() and _is_batched(grad_loss)
+        if call.policy == "inplace" and (batched or ctx.spent):
+            raise RuntimeError(
+                f'{call.name}: expected one plain backward with gradient="inplace", got a second or batched one, but '
+                'there is only one copy of the gradient; use gradient="auto", where retain_graph works.'
+            )
+        if batched:
+            return _batched(call, grad_loss, *ctx.saved_tensors), None, None, None, None
         gradient = ctx.gradient
         ctx.gradient = None
         filled = gradient is not None
@@ -198,15 +220,9 @@ class FocalFunction(torch.autograd.Function):
         if filled and not create_graph and grad_loss.is_cpu and grad_loss.item() == 1.0:
             return gradient, None, None, None, None  # as the operator would, 5 us sooner
         logits, targets, alpha, applied = ctx.saved_tensors
-        call = ctx.call
         if create_graph:
             gradient = _second_order(call, grad_loss, logits, targets)
         elif call.policy == "inplace":
-            if ctx.spent:
-                raise RuntimeError(
-                    f'{call.name}: expected one backward with gradient="inplace", got a second one, but the first '
-                    'gave its only copy away; use gradient="auto" with retain_graph.'
-                )
             ctx.spent = True
             gradient = logits.detach()
             if grad_loss.device.type != "cpu" or grad_loss.item() != 1:
@@ -218,9 +234,11 @@ class FocalFunction(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+# What is_grads_batched wraps upstream gradients in, which only operations with a batching rule take.
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
 # Function.apply less what it does for functorch, which never comes here: 2.2 us instead of 3.6.
 _apply = super(torch.autograd.Function, FocalFunction).apply
-_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: Tensor | None, normalizer: Tensor | None, call: Call) -> Tensor:

@@ -67,7 +67,8 @@ def sigmoid_focal_loss(
         IndexError: a class label is out of range.
 
     Numerics: computed in float32 (float64 for float64) from the margin, without ``1 - p``: relative error <= 4e-6 for
-    every logit and gamma >= 0, finite gradients for gamma < 1 too. Sums in double, the same bits for any thread count.
+    every logit and gamma >= 0, finite gradients for gamma < 1 too. Sums in float32 within a tile of at most
+    2048 elements, in double beyond; the same bits for any thread count.
 
     Cost: reads logits and targets once and writes the gradient once; saves nothing but references and the gradient.
 
@@ -79,29 +80,21 @@ def sigmoid_focal_loss(
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
     _arguments.check_tensors(SIGMOID, logits, targets)
-    dense = targets.shape == logits.shape
-    if not dense:
+    if targets.shape != logits.shape:
         class_dim = _arguments.check_index_targets(SIGMOID, logits, targets, class_dim)
-    elif isinstance(alpha, Tensor):
-        class_dim = _arguments.check_class_dim(SIGMOID, logits, class_dim)
-    if dense and ignore_index in (0, 1):
-        raise ValueError(
-            f"{SIGMOID}: expected ignore_index other than 0 and 1 with dense targets, whose labels these are, "
-            f"got {ignore_index}; mark ignored elements with another value."
-        )
+    else:
+        _arguments.check_dense_targets(SIGMOID, targets, ignore_index)
+        if isinstance(alpha, Tensor):
+            class_dim = _arguments.check_class_dim(SIGMOID, logits, class_dim)
     weights, vector = (1.0, 1.0), None
     if isinstance(alpha, Tensor):
         vector = _arguments.check_alpha_vector(SIGMOID, logits, alpha, class_dim)
     elif alpha is not None:
         weight = _arguments.check_number(SIGMOID, "alpha", alpha, 0.0, 1.0, "pass None for no weighting")
         weights = (weight, 1.0 - weight)
-    if background_index is None:
-        background = _ops.NO_BACKGROUND if dense else logits.shape[class_dim]
-    else:
-        background = background_index
     return _focal_loss(
         SIGMOID, logits, targets, alpha, vector, weights, gamma, reduction, class_dim, ignore_index,
-        background, background_index, normalizer, gradient, validate,
+        background_index, normalizer, gradient, validate,
     )  # fmt: skip
 
 
@@ -147,7 +140,8 @@ def softmax_focal_loss(
         IndexError: a class label is out of range.
 
     Numerics: computed in float32 (float64 for float64) from the margin ``x_t - logsumexp(others)``, without ``1 - p``:
-    relative error <= 2e-5 at every margin and gamma in [0, 5]. Sums in double, the same bits for any thread count.
+    relative error <= 2e-5 at every margin and gamma in [0, 5]. Sums in float32 within a tile of at most
+    2048 elements, in double beyond; the same bits for any thread count.
 
     Cost: reads logits and targets once and writes the gradient once; saves nothing but references and the gradient.
 
@@ -175,16 +169,15 @@ def softmax_focal_loss(
             f"{SOFTMAX}: expected background_index with normalizer={normalizer!r}, got None; name the class that is "
             "no positive."
         )
-    background = _ops.NO_BACKGROUND if background_index is None else background_index
     return _focal_loss(
         SOFTMAX, logits, targets, alpha, vector, (weight, weight), gamma, reduction, class_dim, ignore_index,
-        background, background_index, normalizer, gradient, validate,
+        background_index, normalizer, gradient, validate,
     )  # fmt: skip
 
 
 def _focal_loss(
     op, logits, targets, alpha, vector, weights, gamma, reduction, class_dim, ignore_index,
-    background, background_index, normalizer, gradient, validate,
+    background_index, normalizer, gradient, validate,
 ):  # fmt: skip
     """What both losses share, after their targets and alpha are understood."""
     if type(gamma) is not float or not 0.0 <= gamma < math.inf:
@@ -210,7 +203,8 @@ def _focal_loss(
     else:
         policy = _arguments.check_gradient(op, logits, gradient, reduction)
     if validate or (validate is None and _VALIDATE):
-        _arguments.check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, background)
+        _arguments.check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, background_index)
+    background = _ops.NO_BACKGROUND if background_index is None else background_index
     numbers = _ops.Numbers(*weights, gamma, class_dim, ignore_index, background, _ops.REDUCTIONS[kind])
     composite = (alpha, gamma, reduction, class_dim, ignore_index, background_index, normalizer)
     return _ops.focal_loss(logits, targets, vector, divisor, _ops.Call(op, policy, scale, numbers, composite))

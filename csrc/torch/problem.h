@@ -93,7 +93,10 @@ inline Problem describe(Family family, const Tensor& logits, const Tensor& targe
                 alpha->scalar_type() == problem.computing(),
             "alpha must be a contiguous tensor of one number per class in the computing type");
   }
-  problem.index = {problem.classes, numbers.ignore_index, numbers.background_index, family == Family::kSigmoid};
+  const bool sigmoid = family == Family::kSigmoid;
+  const int64_t background =
+      sigmoid && numbers.background_index == kNoBackground ? problem.classes : numbers.background_index;
+  problem.index = {problem.classes, numbers.ignore_index, background, sigmoid};
   problem.dense_rule = {static_cast<double>(numbers.ignore_index)};
   return problem;
 }

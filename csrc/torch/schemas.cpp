@@ -1,7 +1,7 @@
 // The operators' schemas: what Python and both devices agree on. Private; the public functions check their arguments.
 //   reduction   0 none, 1 mean over counted positions, 2 sum, 3 sum / max(positives, 1)
 //   scale       in: what a sum is multiplied by (1 / a number given as normalizer); out: what the sum was multiplied by
-//   background_index   a class that is no positive; the smallest int64 for none
+//   background_index   a label that is no positive; the smallest int64: C (sigmoid), none (softmax)
 //   filled      grad_logits already holds the gradient for an upstream gradient of 1
 // with_gradient: the gradient for an upstream of 1 is made in the same pass; otherwise grad_logits comes back empty.
 #include <torch/csrc/stable/library.h>
