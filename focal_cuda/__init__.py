@@ -1,7 +1,7 @@
 """Focal loss, softmax and sigmoid, as fused kernels for PyTorch."""
 
 from . import reference
-from ._ops import build_info
+from ._ops import build_info, is_available
 from ._version import __version__
 from .functional import sigmoid_focal_loss, softmax_focal_loss
 from .modules import SigmoidFocalLoss, SoftmaxFocalLoss
@@ -11,6 +11,7 @@ __all__ = [
     "SoftmaxFocalLoss",
     "__version__",
     "build_info",
+    "is_available",
     "reference",
     "sigmoid_focal_loss",
     "softmax_focal_loss",

@@ -42,6 +42,11 @@ def _load() -> None:
 _load()
 
 
+def is_available(device: str) -> bool:
+    """Whether this build has kernels for a type of device ("cpu", "cuda")."""
+    return device in DEVICES
+
+
 def build_info() -> dict[str, object]:
     """How the package was built and what it runs on: versions, CUDA, the CPU instruction set in use."""
     from . import _C

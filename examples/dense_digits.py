@@ -1,0 +1,407 @@
+"""Trains a small one-stage dense detector three times: with cross entropy, with the focal loss written in Python, and
+with focal_cuda. Same seeds, same scenes, same initial weights; only the classification loss differs.
+
+Every scene (examples/digit_scenes.py) has thousands of anchors and a handful of digits: about one anchor in 500 is a
+positive. Prints one table and writes demo.png. `python examples/dense_digits.py --help` lists the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler counts memory below; its own messages are not wanted
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from digit_scenes import NUM_CLASSES, Scenes, make_scenes, split_digits
+from matplotlib import patheffects
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+import focal_cuda
+
+BACKGROUND, IGNORED = NUM_CLASSES, 255  # labels of anchors, beside the classes 0 ... 9
+STRIDE = 4
+ANCHOR_SIZES = [(height, height * ratio) for height in (16, 22, 30, 40) for ratio in (0.45, 0.8)]
+ALPHA, GAMMA = 0.25, 2.0
+
+
+# --- the three classification losses: logits [N, C] of all anchors, labels [N] uint8 -> sum / positives ---------------
+
+
+def one_hot(labels: Tensor) -> Tensor:
+    return F.one_hot(labels.clamp(max=BACKGROUND).long(), NUM_CLASSES + 1)[:, :NUM_CLASSES].float()
+
+
+def positives(labels: Tensor) -> Tensor:
+    return (labels < NUM_CLASSES).sum().clamp(min=1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    loss = F.binary_cross_entropy_with_logits(logits, one_hot(labels), reduction="none")
+    return (loss * (labels != IGNORED)[:, None]).sum() / positives(labels)
+
+
+def focal_in_python(logits: Tensor, labels: Tensor) -> Tensor:
+    targets = one_hot(labels)
+    p = torch.sigmoid(logits)
+    ce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    p_t = p * targets + (1 - p) * (1 - targets)
+    alpha_t = ALPHA * targets + (1 - ALPHA) * (1 - targets)
+    loss = alpha_t * (1 - p_t) ** GAMMA * ce
+    return (loss * (labels != IGNORED)[:, None]).sum() / positives(labels)
+
+
+def focal_of_this_package(logits: Tensor, labels: Tensor) -> Tensor:
+    return focal_cuda.sigmoid_focal_loss(
+        logits, labels, ALPHA, GAMMA, "sum", ignore_index=IGNORED, background_index=BACKGROUND, normalizer="positives"
+    )
+
+
+LOSSES = {"cross entropy": cross_entropy, "focal, Python": focal_in_python, "focal_cuda": focal_of_this_package}
+COLOURS = {"cross entropy": "#999999", "focal, Python": "#E69F00", "focal_cuda": "#0072B2"}
+
+
+# --- detector, anchors, matching -------------------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    """Features at stride 4 with context from stride 8; per cell and anchor, class logits and box offsets."""
+
+    def __init__(self, width: int = 40, prior: float = 0.01) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+            conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+        self.fine = nn.Sequential(block(1, 16, 2), block(16, width, 2), block(width, width))
+        self.coarse = nn.Sequential(block(width, 2 * width, 2), *(block(2 * width, 2 * width) for _ in range(3)))
+        self.lateral = nn.Conv2d(2 * width, width, 1)
+        self.joint = block(width, width)
+        self.classes = nn.Conv2d(width, len(ANCHOR_SIZES) * NUM_CLASSES, 1)
+        self.boxes = nn.Conv2d(width, len(ANCHOR_SIZES) * 4, 1)
+        # Every anchor starts out as "no digit, probably": otherwise the many negatives drown the first steps.
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.fine(images)
+        context = F.interpolate(self.lateral(self.coarse(fine)), size=fine.shape[-2:])
+        features = self.joint(fine + context)
+        # [B, A * K, H, W] -> [B, H * W * A, K], the order of make_anchors
+        return tuple(
+            head(features).permute(0, 2, 3, 1).reshape(len(images), -1, per_anchor)
+            for head, per_anchor in ((self.classes, NUM_CLASSES), (self.boxes, 4))
+        )
+
+
+def make_anchors(size: int) -> Tensor:
+    """[H * W * A, 4] boxes (x1, y1, x2, y2)."""
+    centers = torch.arange(size // STRIDE) * STRIDE + STRIDE / 2
+    y, x = torch.meshgrid(centers, centers, indexing="ij")
+    half = torch.tensor(ANCHOR_SIZES).flip(1) / 2  # width, height
+    middle = torch.stack([x, y], -1)[:, :, None]
+    return torch.cat([middle - half, middle + half], -1).view(-1, 4)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """[len(a), len(b)] intersection over union of boxes."""
+    corners = torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2])
+    overlap = corners.clamp(min=0).prod(-1)
+    return overlap / ((a[:, 2:] - a[:, :2]).prod(-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(-1)[None] - overlap)
+
+
+def match(anchors: Tensor, scenes: Scenes) -> tuple[Tensor, Tensor]:
+    """Labels [scenes, N] uint8 and matched boxes [scenes, N, 4]: IoU >= 0.65 positive, >= 0.45 ignored."""
+    labels, boxes = [], []
+    for truth, classes in zip(scenes.boxes, scenes.labels, strict=True):
+        overlaps = iou(anchors, truth)
+        best, which = overlaps.max(1)
+        label = torch.where(best >= 0.45, IGNORED, BACKGROUND)
+        label = torch.where(best >= 0.65, classes[which], label)
+        label[overlaps.argmax(0)] = classes  # every digit has at least one anchor
+        which[overlaps.argmax(0)] = torch.arange(len(classes))
+        labels.append(label.to(torch.uint8))
+        boxes.append(truth[which])
+    return torch.stack(labels), torch.stack(boxes)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    size, anchor_size = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
+    shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
+    return torch.cat([shift / anchor_size, (size / anchor_size).log()], -1) / 0.2
+
+
+def decode(offsets: Tensor, anchors: Tensor) -> Tensor:
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    middle = (anchors[..., :2] + anchors[..., 2:]) / 2 + 0.2 * offsets[..., :2] * anchor_size
+    half = anchor_size * (0.2 * offsets[..., 2:]).clamp(max=2).exp() / 2
+    return torch.cat([middle - half, middle + half], -1)
+
+
+# --- detections and their average precision --------------------------------------------------------------------------
+
+
+class Detections(NamedTuple):
+    boxes: Tensor  # [K, 4]
+    labels: Tensor  # [K]
+    scores: Tensor  # [K], falling
+
+
+@torch.no_grad()
+def detect(model: Detector, images: Tensor, anchors: Tensor, keep: int = 100) -> list[Detections]:
+    results = []
+    for image in images.split(16):
+        for logits, offsets in zip(*model(image.float() / 255 - 0.4), strict=True):
+            scores, flat = logits.sigmoid().flatten().topk(keep)
+            labels, at = flat % NUM_CLASSES, flat // NUM_CLASSES
+            boxes = decode(offsets[at], anchors[at])
+            overlaps = iou(boxes, boxes)
+            kept: list[int] = []
+            for k in range(keep):  # greedy suppression, whatever the class: digits do not overlap
+                if scores[k] > 0.05 and all(overlaps[k, other] < 0.45 for other in kept):
+                    kept.append(k)
+            results.append(Detections(boxes[kept].cpu(), labels[kept].cpu(), scores[kept].cpu()))
+    return results
+
+
+def average_precision(detections: list[Detections], scenes: Scenes) -> float:
+    """Mean over the classes of the area under the precision-recall curve, at IoU 0.5."""
+    areas = []
+    for c in range(NUM_CLASSES):
+        hits, scores, total = [], [], 0
+        for found, truth, classes in zip(detections, scenes.boxes, scenes.labels, strict=True):
+            truth = truth[classes == c]
+            total += len(truth)
+            free = torch.ones(len(truth), dtype=torch.bool)
+            of_class = found.labels == c
+            for box, score in zip(found.boxes[of_class], found.scores[of_class], strict=True):
+                overlaps = iou(box[None], truth)[0] * free if len(truth) else torch.zeros(1)
+                hit = bool(overlaps.max() >= 0.5)
+                if hit:
+                    free[overlaps.argmax()] = False
+                hits.append(hit)
+                scores.append(float(score))
+        order = torch.tensor(scores).argsort(descending=True)
+        right = torch.tensor(hits, dtype=torch.float64)[order].cumsum(0)
+        precision = right / torch.arange(1, len(right) + 1)
+        recall = right / max(total, 1)
+        envelope = precision.flip(0).cummax(0).values.flip(0)
+        areas.append(float((envelope * torch.diff(recall, prepend=torch.zeros(1))).sum()))
+    return statistics.mean(areas)
+
+
+# --- training and measuring ------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    curve: list[float]
+    precision: float
+    step_ms: float
+    loss_ms: float
+    loss_megabytes: float
+    detections: list[Detections]
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_megabytes(call: Callable[[], object], device: torch.device) -> float:
+    """The most memory the call held beyond what was there before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        call()
+    held = peak = 0
+    events = profiler.profiler.kineto_results.events()
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def measure_loss(loss: Callable, logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Milliseconds and megabytes of the loss alone, forward and backward."""
+    logits = logits.detach().requires_grad_()
+
+    def once() -> None:
+        logits.grad = None
+        loss(logits, labels).backward()
+
+    times = []
+    for _ in range(9):
+        synchronize(logits.device)
+        start = time.perf_counter()
+        once()
+        synchronize(logits.device)
+        times.append(time.perf_counter() - start)
+    logits.grad = None
+    return 1e3 * statistics.median(times), peak_megabytes(once, logits.device)
+
+
+def train(name: str, options: argparse.Namespace, scenes: Scenes, held_out: Scenes) -> Run:
+    device = torch.device(options.device)
+    torch.manual_seed(options.seed)
+    model = Detector().to(device)
+    anchors = make_anchors(options.size)
+    labels, boxes = (tensor.to(device) for tensor in match(anchors, scenes))
+    anchors, images = anchors.to(device), scenes.images.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=options.steps, pct_start=0.2)
+    curve, times = [], []
+    for _ in (progress := tqdm(range(options.steps), desc=f"{name:>14}", unit="step", mininterval=0.5)):
+        synchronize(device)
+        start = time.perf_counter()
+        batch = torch.randint(len(images), (options.batch,)).to(device)
+        logits, offsets = model(images[batch].float() / 255 - 0.4)
+        label = labels[batch].flatten()
+        loss = LOSSES[name](logits.flatten(0, 1), label)
+        at = label < NUM_CLASSES
+        wanted = encode(boxes[batch].flatten(0, 1)[at], anchors.repeat(options.batch, 1)[at])
+        box_loss = F.smooth_l1_loss(offsets.flatten(0, 1)[at], wanted, beta=0.5)
+        optimizer.zero_grad()
+        (loss + box_loss).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        schedule.step()
+        curve.append(loss.item())
+        times.append(time.perf_counter() - start)
+        progress.set_postfix(loss=f"{statistics.mean(curve[-20:]):.3f}", refresh=False)
+    loss_ms, megabytes = measure_loss(LOSSES[name], logits.flatten(0, 1), label)
+    detections = detect(model.eval(), held_out.images.to(device), anchors)
+    precision = average_precision(detections, held_out)
+    return Run(curve, precision, 1e3 * statistics.median(times), loss_ms, megabytes, detections)
+
+
+# --- the picture -----------------------------------------------------------------------------------------------------
+
+
+def smooth(curve: list[float], window: int = 15) -> list[float]:
+    return [statistics.mean(curve[max(0, i - window + 1) : i + 1]) for i in range(len(curve))]
+
+
+def draw(runs: dict[str, Run], held_out: Scenes, path: Path) -> None:
+    figure = plt.figure(figsize=(16, 9), layout="constrained")
+    figure.suptitle("One dense detector, three classification losses", fontsize=16)
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    axes = left.subplots(3, 1, height_ratios=(1.3, 1, 1))
+
+    focal = [name for name in runs if name.startswith("focal")]
+    for name, style in zip(focal, (dict(lw=5, alpha=0.55), dict(lw=1.8, ls="--")), strict=False):
+        axes[0].plot(smooth(runs[name].curve), color=COLOURS[name], label=name, **style)
+    axes[0].set(title="focal loss while training: the two curves lie on each other", ylabel="loss", ylim=(0, None))
+    for name in set(runs) - set(focal):
+        axes[1].plot(smooth(runs[name].curve), color=COLOURS[name], lw=2, label=name)
+    axes[1].set(title="cross entropy while training (another scale)", xlabel="step", ylabel="loss", ylim=(0, None))
+    for axis in axes[:2]:
+        if axis.has_data():
+            axis.legend()
+        axis.grid(alpha=0.3)
+
+    bars = axes[2]
+    bars.set(title="time and memory of the loss alone, forward and backward", xscale="log")
+    rows = [(name, run.loss_ms, run.loss_megabytes) for name, run in runs.items()]
+    for i, (name, ms, megabytes) in enumerate(rows):
+        bars.barh(i, ms, color=COLOURS[name])
+        bars.text(ms * 1.08, i, f"{ms:.1f} ms, {megabytes:.0f} MB", va="center")
+    bars.set_yticks(range(len(rows)), [row[0] for row in rows])
+    bars.set_xlim(right=max(row[1] for row in rows) * 8)
+    bars.set_xlabel("milliseconds (logarithmic)")
+
+    best = "focal_cuda" if "focal_cuda" in runs else next(iter(runs))
+    right.suptitle(f"held-out scenes, detected by the model trained with {best} (true boxes dashed)")
+    for i, axis in enumerate(right.subplots(3, 3).flat):
+        axis.axis("off")
+        if i >= len(held_out.images):
+            continue
+        axis.imshow(held_out.images[i, 0], cmap="gray", vmin=0, vmax=255)
+        for x1, y1, x2, y2 in held_out.boxes[i].tolist():
+            axis.add_patch(plt.Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec="white", ls="--"))
+        for (x1, y1, x2, y2), label, score in zip(*(t.tolist() for t in runs[best].detections[i]), strict=True):
+            if score < 0.3:
+                continue
+            axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="#56B4E9", lw=2))
+            text = axis.text(x1, y1 - 2, f"{label} ({score:.0%})", color="#56B4E9", fontsize=9, weight="bold")
+            text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
+    figure.savefig(path, dpi=100)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES), metavar="LOSS", help=f"of {list(LOSSES)}"
+    )
+    parser.add_argument("--steps", type=int, default=600, help="training steps per loss")
+    parser.add_argument("--batch", type=int, default=11, help="scenes per step")
+    parser.add_argument("--scenes", type=int, default=600, help="training scenes")
+    parser.add_argument("--held-out", type=int, default=120, help="scenes to measure the detection on")
+    parser.add_argument("--size", type=int, default=144, help="width and height of a scene in pixels, a multiple of 8")
+    usable = torch.cuda.is_available() and focal_cuda.is_available("cuda")
+    parser.add_argument("--device", default="cuda" if usable else "cpu", help="cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches; scenes have seeds of their own")
+    parser.add_argument("--output", type=Path, default=Path("demo.png"), help="where the picture goes")
+    options = parser.parse_args()
+    if options.size % 8:
+        parser.error(f"expected --size to be a multiple of 8, got {options.size}")
+    return options
+
+
+def main() -> None:
+    options = parse_arguments()
+    digits, held_out_digits = split_digits(seed=0)
+    print(f"making {options.scenes} training and {options.held_out} held-out scenes of {options.size} pixels")
+    scenes = make_scenes(digits, options.scenes, options.size, seed=1)
+    held_out = make_scenes(held_out_digits, options.held_out, options.size, seed=2)
+    labels, _ = match(make_anchors(options.size), scenes)
+    share = (labels != IGNORED).sum() / (labels < NUM_CLASSES).sum()
+    print(
+        f"{labels.shape[1]} anchors a scene, one positive in {share:.0f}; a step has {options.batch * labels.shape[1]} "
+        f"anchors x {NUM_CLASSES} classes; {options.device}, {torch.get_num_threads()} threads"
+    )
+    runs = {name: train(name, options, scenes, held_out) for name in options.losses}
+
+    baseline = runs.get("focal, Python")
+    rows = [
+        [
+            name,
+            f"{statistics.mean(run.curve[-20:]):.4f}",
+            f"{run.precision:.3f}",
+            f"{run.step_ms:.0f}",
+            f"{run.loss_ms:.2f}",
+            f"{baseline.loss_ms / run.loss_ms:.1f}x" if baseline else "",
+            f"{run.loss_megabytes:.1f}",
+        ]
+        for name, run in runs.items()
+    ]
+    headers = ["loss", "final loss", "AP@0.5", "ms per step", "ms in the loss", "speed-up", "peak MB of the loss"]
+    print("\n" + tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * 6))
+    print(
+        "\nAP@0.5: detection on held-out scenes, 1 is perfect. The loss's time and memory are its forward and backward."
+    )
+    draw(runs, held_out, options.output)
+    print(f"Curves, bars and detections are in {options.output}.")
+
+
+if __name__ == "__main__":
+    main()
