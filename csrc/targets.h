@@ -32,9 +32,18 @@ struct IndexRule {
 struct DenseRule {
   double ignore_value;
 
-  FOCAL_INLINE bool valid(double target) const { return target == ignore_value || (target >= 0 && target <= 1); }
-  FOCAL_INLINE bool counted(double target) const { return target != ignore_value; }
-  FOCAL_INLINE bool positive(double target) const { return counted(target) && target > 0; }
+  template <class Real>
+  FOCAL_INLINE bool counted(Real target) const {
+    return target != static_cast<Real>(ignore_value);
+  }
+  template <class Real>
+  FOCAL_INLINE bool valid(Real target) const {
+    return !counted(target) || (target >= Real(0) && target <= Real(1));
+  }
+  template <class Real>
+  FOCAL_INLINE bool positive(Real target) const {
+    return counted(target) && target > Real(0);
+  }
 };
 
 }  // namespace focal

@@ -51,8 +51,6 @@ constexpr int64_t kElementwiseTile = 1024;       // elements; the four to eight 
 constexpr int64_t kNegativesTile = 2048;         // the same where a tile is read and written in place
 constexpr int64_t kColumnsTileBytes = 24 << 10;  // of logits, beside where they come from and go to, in L1 or near it
 constexpr int64_t kRowsBlock = 4096;
-constexpr int64_t kChunkElements =
-    1 << 16;                              // work of one chunk: long against a dispatch, short against a thread's share
 constexpr int64_t kShortRow = 64;         // below: a tile of rows side by side beats one row at a time
 constexpr int64_t kLongestColumn = 4096;  // above: a tile of 16 positions would leave the L2 cache
 

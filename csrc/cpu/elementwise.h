@@ -2,7 +2,7 @@
 //   tile      tile_positions x tile_classes elements, flat, in the L1 cache
 //   lines     along the classes where they are contiguous (a line per position), else along the positions (one per class)
 //   targets   class index along the classes with one weight for all negatives: a tile is negatives throughout, read and
-//             written where it lies; the rare positives are taken out (a logit of -inf has loss 0) and done one by one.
+//             written where it lies; in the rare row with a positive, that one is taken out (a logit of -inf has loss 0).
 //             Everything else becomes a tile of dense targets; one with a soft value takes the soft loss.
 //   traffic   logits read once, targets once per class block, gradient written once
 //   order     tiles in order, one double partial sum per chunk: the same bits for any number of threads
@@ -148,40 +148,50 @@ class Elementwise {
     return codes_[p] >= 0 && c >= 0 && c < classes_ ? p * classes_ + static_cast<int>(c) : -1;
   }
 
+  // Stretches of rows that are negative throughout go in one pass each; a row with a positive and an ignored one by itself.
   double negatives(Real* out) {
     load_position_codes();
-    bool plain = true;
-    for (int p = 0; p < positions_; ++p) plain &= codes_[p] != kIgnored && hit(p) < 0;
     const Real* logit = where(kLogits);
-    if (!plain || !logit || logit == out) {
+    if (!logit || logit == out) {
       load(kLogits, logit_);
       logit = logit_;
     }
-    const Real nothing = -std::numeric_limits<Real>::infinity();
-    int hits = 0;
-    for (int p = 0; !plain && p < positions_; ++p) {
-      const int k = hit(p);
-      if (codes_[p] == kIgnored) {
-        for (int i = p * classes_; i < (p + 1) * classes_; ++i) logit_[i] = nothing;
-      } else if (k >= 0) {
-        target_[hits] = logit_[k];
-        logit_[k] = nothing;
-        codes_[hits++] = k;  // hits <= p: the codes still to come are not overwritten
-      }
-    }
-    const Real scale = static_cast<Real>(task_.gradient_scale);
-    const Real positive = static_cast<Real>(task_.positive_weight), negative = static_cast<Real>(task_.negative_weight);
     return Term::hard(task_, [&](const auto& loss) {
-      using Loss = std::decay_t<decltype(loss)>;
-      double total = map(want_, Negatives<Loss>{loss, logit, negative, -negative * scale}, out, count_);
-      for (int h = 0; h < hits; ++h) {
-        const ValueDeriv<Real> result = loss(target_[h]);
-        total += static_cast<double>(positive * result.value);
-        if (want_ != Want::kSum)
-          out[codes_[h]] = want_ == Want::kValues ? positive * result.value : positive * scale * result.deriv;
+      double total = 0;
+      int first = 0;
+      for (int p = 0; p <= positions_; ++p) {
+        if (p < positions_ && codes_[p] != kIgnored && hit(p) < 0) continue;
+        total += negative_stretch(loss, logit, out, first * classes_, (p - first) * classes_);
+        first = p + 1;
+        if (p == positions_) break;
+        if (codes_[p] != kIgnored) {
+          total += positive_row(loss, logit, out, p);
+        } else if (want_ != Want::kSum) {
+          for (int k = p * classes_; k < (p + 1) * classes_; ++k) out[k] = 0;
+        }
       }
       return total;
     });
+  }
+
+  template <class Loss>
+  double negative_stretch(const Loss& loss, const Real* logit, Real* out, int begin, int n) const {
+    if (n == 0) return 0;
+    const Real weight = static_cast<Real>(task_.negative_weight), scale = static_cast<Real>(task_.gradient_scale);
+    return map(want_, Negatives<Loss>{loss, logit + begin, weight, -weight * scale}, out + begin, n);
+  }
+
+  template <class Loss>
+  double positive_row(const Loss& loss, const Real* logit, Real* out, int p) {
+    for (int k = p * classes_; k < (p + 1) * classes_; ++k) logit_[k] = logit[k];
+    const int k = hit(p);
+    const Real own = logit_[k];
+    logit_[k] = -std::numeric_limits<Real>::infinity();
+    const double others = negative_stretch(loss, logit_, out, p * classes_, classes_);
+    const ValueDeriv<Real> result = loss(own);
+    const Real weight = static_cast<Real>(task_.positive_weight), scale = static_cast<Real>(task_.gradient_scale);
+    if (want_ != Want::kSum) out[k] = want_ == Want::kValues ? weight * result.value : weight * scale * result.deriv;
+    return others + static_cast<double>(weight * result.value);
   }
 
   double anything(Real* out) {

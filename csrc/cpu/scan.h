@@ -7,12 +7,21 @@
 
 namespace focal::cpu::FOCAL_CPU_ISA {
 
-template <class Rule, class Value, class Storage>
+// What a target is compared as: labels exactly; dense ones in float32 where that holds them.
+template <class Rule, class Storage>
+using Compared = std::conditional_t<
+    std::is_same_v<Rule, IndexRule>, int64_t,
+    std::conditional_t<std::is_same_v<Storage, double> || (std::is_integral_v<Storage> && sizeof(Storage) >= 4), double,
+                       float>>;
+
+template <bool contiguous, class Rule, class Storage>
 void count_run(TargetCounts& counts, const Rule rule, const Storage* FOCAL_RESTRICT in, int64_t stride,
-               int64_t position, int64_t n) {
-  int64_t counted = 0, positives = 0, invalid = 0;
+               int64_t position, int n) {
+  using Value = Compared<Rule, Storage>;
+  if (contiguous) stride = 1;
+  int counted = 0, positives = 0, invalid = 0;  // a run has at most chunk_positions elements
 #pragma omp simd reduction(+ : counted, positives, invalid)
-  for (int64_t i = 0; i < n; ++i) {
+  for (int i = 0; i < n; ++i) {
     const Value value = to_real<Value>(in[i * stride]);
     counted += rule.counted(value);
     positives += rule.positive(value);
@@ -27,11 +36,12 @@ void count_run(TargetCounts& counts, const Rule rule, const Storage* FOCAL_RESTR
   }
 }
 
-template <class Rule, class Value>
+template <class Rule>
 void count_run_of(TargetCounts& counts, const Rule& rule, const Tensor& targets, int64_t offset, int64_t stride,
-                  int64_t position, int64_t n) {
+                  int64_t position, int n) {
   const auto count = [&](const auto* data) __attribute__((always_inline)) {
-    count_run<Rule, Value>(counts, rule, data + offset, stride, position, n);
+    if (stride == 1) return count_run<true>(counts, rule, data + offset, stride, position, n);
+    return count_run<false>(counts, rule, data + offset, stride, position, n);
   };
   const void* data = targets.data;
   switch (targets.dtype) {
@@ -42,7 +52,7 @@ void count_run_of(TargetCounts& counts, const Rule& rule, const Tensor& targets,
     case DType::kInt64: return count(static_cast<const int64_t*>(data));
     default: break;
   }
-  if constexpr (std::is_same_v<Value, double>) {
+  if constexpr (std::is_same_v<Rule, DenseRule>) {
     switch (targets.dtype) {
       case DType::kFloat64: return count(static_cast<const double*>(data));
       case DType::kFloat16: return count(static_cast<const Half*>(data));
@@ -62,11 +72,11 @@ inline void scan_chunk(const ScanTask& task, int64_t index) {
     const Run run = cursor.next(length - done);
     const int64_t stride = task.positions.innermost().stride[kTargets];
     if (task.dense) {
-      count_run_of<DenseRule, double>(counts, task.dense_rule, task.targets, run.offset[kTargets], stride, first + done,
-                                      run.length);
+      count_run_of(counts, task.dense_rule, task.targets, run.offset[kTargets], stride, first + done,
+                   static_cast<int>(run.length));
     } else {
-      count_run_of<IndexRule, int64_t>(counts, task.index, task.targets, run.offset[kTargets], stride, first + done,
-                                       run.length);
+      count_run_of(counts, task.index, task.targets, run.offset[kTargets], stride, first + done,
+                   static_cast<int>(run.length));
     }
     done += run.length;
   }

@@ -8,6 +8,9 @@
 
 namespace focal::cpu {
 
+// Work of one chunk: long against a dispatch, short against a thread's share.
+constexpr int64_t kChunkElements = 1 << 16;
+
 enum class Engine : int { kElementwise, kColumns, kRows };
 
 struct Tensor {

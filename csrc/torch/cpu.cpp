@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <sstream>
 #include <vector>
 
@@ -119,7 +120,8 @@ const char* op_name(Family family) { return family == Family::kSigmoid ? "sigmoi
   throw std::out_of_range(text.str());
 }
 
-TargetCounts scan(const Problem& problem, const Tensor& targets) {
+// Counts and checks the targets: all of them, or the first chunk alone.
+TargetCounts scan(const Problem& problem, const Tensor& targets, bool first_chunk = false) {
   cpu::ScanTask task;
   for (int64_t d = 0; d < targets.dim(); ++d) {
     Dim dim{targets.size(d), {}};
@@ -131,6 +133,7 @@ TargetCounts scan(const Problem& problem, const Tensor& targets) {
   task.index = problem.index;
   task.dense_rule = problem.dense_rule;
   plan_scan(task);
+  if (first_chunk && task.chunks > 1) task.chunks = 1;
   std::vector<TargetCounts> counts(static_cast<size_t>(task.chunks));
   task.counts = counts.data();
   const Kernels& kernels = cpu::kernels();
@@ -205,7 +208,14 @@ std::tuple<Tensor, Tensor> forward(Family family, const Tensor& logits, const Te
   const bool inplace = gradient && gradient->data_ptr() == logits.data_ptr();
   const int64_t elements = logits.numel();
   TargetCounts counts{targets.numel(), 0, -1};
-  if (!problem.dense || inplace || numbers.reduction == Reduction::kPositives) counts = scan(problem, targets);
+  // Dense targets weigh as much as the logits, so they are counted on the way, taken to be all counted until then.
+  // Where the first chunk has an ignored one, that would fail and cost a second pass of everything.
+  const auto some_ignored = [&] {
+    return scan(problem, targets, true).counted < std::min<int64_t>(targets.numel(), cpu::kChunkElements);
+  };
+  const bool scanned = !problem.dense || inplace || numbers.reduction == Reduction::kPositives ||
+                       (numbers.reduction == Reduction::kMean && gradient && some_ignored());
+  if (scanned) counts = scan(problem, targets);
   const double per_position = family == Family::kSigmoid && !problem.dense ? static_cast<double>(problem.classes) : 1;
 
   const ScalarType computing = problem.computing();
@@ -241,8 +251,8 @@ std::tuple<Tensor, Tensor> forward(Family family, const Tensor& logits, const Te
   double total = 0;
   for (double sum : partial_sums) total += sum;
 
-  // Dense targets were taken to be all counted; where some were ignored, only a mean's gradient has to be made again.
-  if (problem.dense && counts.counted == targets.numel() && ignored > 0) {
+  // Some were ignored after all: a mean's gradient has to be made again.
+  if (!scanned && ignored > 0) {
     counts.counted -= ignored;
     if (gradient && numbers.reduction == Reduction::kMean) {
       task.gradient_scale = scale_for(counts.counted);
