@@ -8,6 +8,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
+
+import focal_cuda
 
 PACKAGE = Path(__file__).parent.parent / "focal_cuda"
 
@@ -49,3 +52,13 @@ def test_broken_extension_names_cause_and_remedy(copy_without_extension: Path) -
 def test_old_torch_is_named_before_anything_loads(copy_without_extension: Path) -> None:
     message = import_error("import torch; torch.__version__ = '2.10.1'; import focal_cuda", copy_without_extension)
     assert message == "focal_cuda: expected torch >= 2.11, got 2.10.1; upgrade torch."
+
+
+def test_a_device_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert focal_cuda.is_available("cpu") and not focal_cuda.is_available("mps")
+    monkeypatch.setattr(focal_cuda._ops, "DEVICES", {"meta"})
+    for name in ("sigmoid_focal_loss", "softmax_focal_loss"):
+        with pytest.raises(
+            NotImplementedError, match=rf"{name}: expected logits on .*\(meta\), got cpu; .*reference.{name}"
+        ):
+            getattr(focal_cuda, name)(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
