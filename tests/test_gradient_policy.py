@@ -303,3 +303,17 @@ def test_logits_that_arrive_twice(device: str) -> None:
     focal_cuda.sigmoid_focal_loss(leaf, leaf.detach()).backward()
     expected = run("sigmoid_focal_loss", x, make_logits((5, 4), device=device).copy_(x), 0.25).grad
     assert torch.equal(leaf.grad, expected)
+
+
+@ops
+def test_in_place_logits_may_be_a_view(op: str) -> None:
+    """As they are after a permute and reshape of a head's output: the gradient reaches what the view is of."""
+    weights = torch.randn(24)
+    labels = torch.tensor([0, 3, 1, 2, 2, 0])
+    gradients = []
+    for gradient in ("inplace", "auto"):
+        w = weights.clone().requires_grad_()
+        logits = (w * 2).view(6, 4)
+        getattr(focal_cuda, op)(logits, labels, gradient=gradient).backward()
+        gradients.append(w.grad)
+    assert torch.equal(*gradients)
