@@ -27,17 +27,23 @@ inline Exponent exponent_of(double gamma) {
   return gamma == 0 ? Exponent::kZero : gamma == 1 ? Exponent::kOne : gamma == 2 ? Exponent::kTwo : Exponent::kAny;
 }
 
-// q^gamma for q in [0, 1]; minus_log_q is used by kAny alone. Capped so that gamma * inf is never 0 * inf.
+// A finite number as it is, inf as the largest one: 0 times it is 0, the limit of every product here.
+template <class Real>
+FOCAL_INLINE Real finite(Real x) {
+  const Real largest = std::numeric_limits<Real>::max();
+  return x < largest ? x : largest;
+}
+
+// q^gamma for q in [0, 1]; minus_log_q is used by kAny alone.
 template <class Math, Exponent exponent, class Real>
 FOCAL_INLINE Real modulator(Real q, Real minus_log_q, Real gamma) {
   if (exponent == Exponent::kZero) return Real(1);
   if (exponent == Exponent::kOne) return q;
   if (exponent == Exponent::kTwo) return q * q;
-  const Real largest = std::numeric_limits<Real>::max();
-  return Math::exp(-gamma * (minus_log_q < largest ? minus_log_q : largest));
+  return Math::exp(-gamma * minus_log_q);
 }
 
-// What both terms share about a logit x: sigmoid(x), sigmoid(-x), softplus(-x), softplus(x).
+// What both terms share about a logit x, given in the units of Math: sigmoid(x), sigmoid(-x) and minus their logarithms.
 template <class Math>
 struct Logistic {
   using Real = typename Math::Real;
@@ -45,24 +51,26 @@ struct Logistic {
 
   FOCAL_INLINE explicit Logistic(Real x) {
     const Real e = Math::exp(-absolute(x));
-    const Real larger = Real(1) / (Real(1) + e);
-    const Real smaller = e * larger;
     const Real l = Math::log1p(e);
-    p = x >= Real(0) ? larger : smaller;
-    q = x >= Real(0) ? smaller : larger;
     minus_log_p = l + positive_part(-x);
     minus_log_q = l + positive_part(x);
+    if constexpr (Math::kDivides) {
+      const Real larger = Real(1) / (Real(1) + e);
+      const Real smaller = e * larger;
+      p = x >= Real(0) ? larger : smaller;
+      q = x >= Real(0) ? smaller : larger;
+    } else {
+      p = Math::exp(-minus_log_p);
+      q = Math::exp(-minus_log_q);
+    }
   }
 };
 
-// p * ce with 0 * inf = 0, its limit at z = -inf.
+// A margin at which every loss and its derivative vanish: how an engine takes an element out.
 template <class Real>
-FOCAL_INLINE Real times_finite(Real p, Real ce) {
-  const Real largest = std::numeric_limits<Real>::max();
-  return p * (ce < largest ? ce : largest);
-}
+constexpr Real kNoMargin = Real(1e30);
 
-// Hard targets.
+// Hard targets. Margin and value are in the units of Math.
 template <class Math_, Exponent exponent>
 struct Focal {
   using Math = Math_;
@@ -71,8 +79,24 @@ struct Focal {
 
   FOCAL_INLINE ValueDeriv<Real> operator()(Real margin) const {
     const Logistic<Math> s(margin);
-    const Real weight = modulator<Math, exponent>(s.q, s.minus_log_q, gamma);
-    return {weight * s.minus_log_p, -weight * (gamma * times_finite(s.p, s.minus_log_p) + s.q)};
+    return combine(s.q, finite(s.minus_log_q), s.minus_log_p, finite(s.minus_log_p));
+  }
+
+  // The same by fewer instructions, for margins whose value comes out below kModerate. Any other margin, NaN included,
+  // gives a value that is not below it, and has to be evaluated again.
+  static constexpr Real kModerate = 64;
+  FOCAL_INLINE ValueDeriv<Real> moderate(Real margin) const {
+    const Real e = Math::exp(-absolute(margin));
+    const Real ce = e * Math::log1p_over(e) + positive_part(-margin);
+    const Real minus_log_q = ce + margin;
+    return combine(Math::exp(-minus_log_q), minus_log_q, ce, ce);
+  }
+
+ private:
+  // p ce is taken as ce - q ce: where that cancels, there is q = 1 beside it. finite_ce keeps 1 * inf out of it.
+  FOCAL_INLINE ValueDeriv<Real> combine(Real q, Real minus_log_q, Real ce, Real finite_ce) const {
+    const Real weight = modulator<Math, exponent>(q, minus_log_q, gamma);
+    return {weight * ce, -weight * (gamma * Math::kUnit * (finite_ce - q * finite_ce) + q)};
   }
 };
 
@@ -91,23 +115,26 @@ struct SoftFocal {
     const Real other = Real(1) - target;
     const Real m = s.p * other + s.q * target;
     const Real ce = target * s.minus_log_p + other * s.minus_log_q;
-    const Real weight = modulator<Math, exponent>(m, exponent == Exponent::kAny ? -Math::log(m) : Real(0), gamma);
-    const Real slope = times_finite(m > Real(0) ? s.p * s.q * (other - target) / m : Real(0) * m, ce);
-    return {weight * ce, weight * ((s.p * other - s.q * target) + gamma * slope)};
+    const Real weight =
+        modulator<Math, exponent>(m, exponent == Exponent::kAny ? finite(-Math::log(m)) : Real(0), gamma);
+    const Real quotient = m > Real(0) ? s.p * s.q * (other - target) * reciprocal<Math>(m) : Real(0) * m;
+    return {weight * ce, weight * ((s.p * other - s.q * target) + gamma * Math::kUnit * quotient * finite(ce))};
   }
 };
 
 // value = z, deriv = 1: shows an engine's loads, indices, weights and stores exactly. For tests of engines.
-// As every loss must, it vanishes with its derivative at z = inf, which is how an engine takes an element out.
+// As every loss must, it vanishes with its derivative at kNoMargin and beyond.
 template <class Math_>
 struct Probe {
   using Math = Math_;
   using Real = typename Math::Real;
 
   FOCAL_INLINE ValueDeriv<Real> operator()(Real margin) const {
-    const bool out = margin == std::numeric_limits<Real>::infinity();
+    const bool out = margin >= kNoMargin<Real>;
     return {out ? Real(0) : margin, out ? Real(0) : Real(1)};
   }
+  static constexpr Real kModerate = std::numeric_limits<Real>::infinity();
+  FOCAL_INLINE ValueDeriv<Real> moderate(Real margin) const { return (*this)(margin); }
   FOCAL_INLINE ValueDeriv<Real> operator()(Real logit, Real target) const { return {logit * target, Real(1)}; }
 };
 
