@@ -42,8 +42,6 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
     "-fvisibility-inlines-hidden",
 ]
-# Relaxed constexpr: std::numeric_limits is used on the device as on the host.
-NVCC_FLAGS = ["-O3", "--threads", "2", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
 
 
 def load_torch():
@@ -112,7 +110,7 @@ def extensions(torch, plan):
             [path for kind in kinds for path in sources[kind]],
             include_dirs=[str(ROOT / "csrc"), *paths.pop("include_dirs", [])],
             define_macros=target + macros,
-            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": config.NVCC_FLAGS},
             **paths,
         )
         # The stable ABI lives in torch_cpu; a link to torch_python or c10 would tie the file to one torch.

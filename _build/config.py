@@ -23,6 +23,8 @@ MINIMUM_SETUPTOOLS = 77  # the first to read license = "BSD-3-Clause" in pyproje
 TORCH_TARGET = "0x020b000000000000"
 SOURCE_KINDS = ("cpu", "torch", "bindings", "cuda", "torch_cuda")
 DEFAULT_CUDA_HOME = Path("/usr/local/cuda")
+# Relaxed constexpr: std::numeric_limits is used on the device as on the host.
+NVCC_FLAGS = ["-O3", "--threads", "2", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
 
 
 class BuildError(Exception):
