@@ -12,6 +12,7 @@ VENV_FLAGS ?=
 EXTRAS ?= dev
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?= --json --plot --report
+SASS_FLAGS ?=
 DEMO_FLAGS ?=
 
 SHELL := /bin/bash
@@ -33,12 +34,12 @@ INHERIT := $(PYTHON) -c 'import sys, sysconfig; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build install demo test pytest cpp-test lint format bench sanitize clean
+.PHONY: help build install demo test pytest cpp-test lint format bench sass sanitize clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" EXTRAS=$(EXTRAS)'
-	@echo '             VENV_FLAGS PYTEST_FLAGS BENCH_FLAGS DEMO_FLAGS FOCAL_CUDA_BUILD=auto|cpu|cuda MAX_JOBS'
+	@echo '             VENV_FLAGS PYTEST_FLAGS BENCH_FLAGS SASS_FLAGS DEMO_FLAGS FOCAL_CUDA_BUILD=auto|cpu|cuda MAX_JOBS'
 
 demo: install  ## set up, then train a detector with three losses; writes demo.png (DEMO_FLAGS=--help)
 	$(PY) examples/dense_digits.py $(DEMO_FLAGS)
@@ -53,6 +54,9 @@ build: $(VENV)/.stamp-tools  ## build in place, incrementally (about 2 s when no
 
 bench: install  ## measure everything, print tables, write bench/results
 	$(PY) -m bench $(BENCH_FLAGS)
+
+sass: install  ## registers, spills, issue slots per element of the CUDA kernels; needs nvcc, no GPU
+	$(PY) -m bench.sass $(SASS_FLAGS)
 
 sanitize: install  ## C++ tests under the address and undefined behaviour sanitizers
 	@printf '\n== C++ tests under ASan and UBSan\n'

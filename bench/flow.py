@@ -1,0 +1,272 @@
+"""The flow of control in disassembled kernels (SASS): basic blocks, loops, and the main path, which is what a warp
+issues for most elements. Reads the text of ``nvdisasm -c -g``; knows no file, no compiler and no kernel."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+# What executes an instruction on sm_75 and later, by the beginning of its name; the first that fits. FMA, ALU, MUFU
+# as performance counters have them, roughly: integer multiplication is done by the FMA pipe.
+PIPES = {
+    "mufu": r"MUFU",
+    "xu": r"F2F\b|F2I\b|I2F\b|FRND|POPC|FLO|BREV",  # conversions that share MUFU's unit; F2FP and I2FP do not
+    "fp64": r"D(ADD|MUL|FMA|SETP|MNMX)",
+    "fma": r"F(ADD|MUL|FMA|SWZADD)|HFMA2|HADD2|HMUL2|IMAD|IMUL|IDP",
+    "lsu": r"LD[GSL]?\b|ST[GSL]?\b|LDSM|STSM|LDGSTS|ATOM|RED\b|SHFL|CCTL|MEMBAR|ERRBAR|STAS|UBLK",
+    "control": r"BRA|BRX|JM[PX]|EXIT|RET|CALL|BSSY|BSYNC|BREAK|BPT|WARPSYNC|BAR|DEPBAR|NOP|YIELD|NANOSLEEP|KILL|BMOV",
+    "uniform": r"U[A-Z]|R2UR|S2UR|LDC|VOTEU|REDUX",
+    "alu": r"",
+}
+_PIPE = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in PIPES.items()))
+
+_INSTRUCTION = re.compile(
+    r"^\s*/\*(?P<address>[0-9a-f]+)\*/\s+(?:(?P<predicate>@!?U?P\w+)\s+)?(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*);"
+)
+_SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)")
+_LABEL = re.compile(r"^([.$\w]+):")
+_LINE = re.compile(r'^\s*//## File "([^"]*)", line (\d+)')
+_TARGET = re.compile(r"`\(([^)]+)\)")
+_BRANCH_TARGETS = re.compile(r"BRANCH_TARGETS\s+([.$\w, ]+)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    predicate: str  # "@P0", "@!UP1" or ""
+    opcode: str  # with its modifiers: LDG.E.128.CONSTANT
+    operands: str = ""
+    source: str = ""  # file:line
+
+    @property
+    def pipe(self) -> str:
+        return _PIPE.match(self.opcode).lastgroup
+
+    def is_a(self, name: str) -> bool:
+        """LDG.E.128 is an LDG, an LDG.E and an LDG.E.128."""
+        return self.opcode == name or self.opcode.startswith(name + ".")
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.predicate, self.opcode, self.operands) if part)
+
+
+@dataclass
+class Block:
+    """Straight code from index `first` to `last`, both executed; leaves: a thread can end here."""
+
+    first: int
+    last: int
+    successors: list[int] = field(default_factory=list)  # indices of blocks
+    leaves: bool = False
+
+
+@dataclass(frozen=True)
+class Loop:
+    header: int
+    blocks: frozenset[int]
+    latches: frozenset[int]
+
+
+@dataclass
+class Function:
+    """One kernel, with the subroutines that the compiler put behind it."""
+
+    name: str
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)  # the index of the instruction that follows
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Those reachable from the entry, which is the first; so padding never counts."""
+        code, flows = self.instructions, [self._flow(index) for index in range(len(self.instructions))]
+        leaders = {0}
+        for index, (targets, _, _) in enumerate(flows):
+            leaders.update(targets)
+            if _ends_block(flows[index], index):
+                leaders.add(index + 1)
+        starts = sorted(index for index in leaders if index < len(code))
+        last = dict(zip(starts, [*(start - 1 for start in starts[1:]), len(code) - 1], strict=True))
+
+        number: dict[int, int] = {}
+        found: list[int] = []
+        pending = [0]
+        while pending:
+            start = pending.pop()
+            if start in number:
+                continue
+            number[start] = len(found)
+            found.append(start)
+            targets, falls, _ = flows[last[start]]
+            # The last pushed is the next numbered: code that follows keeps its place.
+            pending += [*reversed(targets), *([last[start] + 1] if falls and last[start] + 1 < len(code) else [])]
+
+        blocks = []
+        for start in found:
+            targets, falls, leaves = flows[last[start]]
+            following = [*([last[start] + 1] if falls and last[start] + 1 < len(code) else []), *targets]
+            blocks.append(Block(start, last[start], [number[t] for t in dict.fromkeys(following)], leaves))
+        return blocks
+
+    def _flow(self, index: int) -> tuple[list[int], bool, bool]:
+        """Where an instruction jumps to, whether it can fall through, and whether a thread can end there."""
+        instruction = self.instructions[index]
+        name = instruction.opcode.partition(".")[0]
+        always = not instruction.predicate or instruction.predicate == "@PT"
+        if name in ("EXIT", "KILL"):
+            return [], not always, True
+        if name == "RET":  # of a subroutine; unreachable from the entry, as calls fall through
+            return [], not always, False
+        if name in ("BRX", "BRXU", "JMX", "JMXU"):
+            listed = _BRANCH_TARGETS.search(instruction.operands)
+            if not listed:
+                raise ValueError(f"{self.name}: {instruction} does not say where it jumps to")
+            return [self.labels[label] for label in re.findall(r"[.$\w]+", listed[1])], not always, False
+        if name in ("BRA", "JMP"):
+            label = _TARGET.search(instruction.operands)
+            # `BRA P1, ...`, `BRA.DIV UR4, ...`: a condition among the operands.
+            always = always and "," not in instruction.operands
+            return [self.labels[label[1]]], not always, False
+        if name == "WARPSYNC" and (label := _TARGET.search(instruction.operands)):
+            return [self.labels[label[1]]], True, False
+        # BSSY and BSYNC only reconverge: a BSYNC stands right before the target of its BSSY.
+        return [], True, False
+
+    @cached_property
+    def _dominators(self) -> list[set[int]]:
+        count = len(self.blocks)
+        before: list[list[int]] = [[] for _ in range(count)]
+        for index, block in enumerate(self.blocks):
+            for successor in block.successors:
+                before[successor].append(index)
+        dominators = [{0}] + [set(range(count)) for _ in range(count - 1)]
+        changed = True
+        while changed:
+            changed = False
+            for index in range(1, count):
+                new = set.intersection(*(dominators[b] for b in before[index])) | {index}
+                changed |= new != dominators[index]
+                dominators[index] = new
+        return dominators
+
+    @cached_property
+    def back_edges(self) -> set[tuple[int, int]]:
+        return {
+            (index, successor)
+            for index, block in enumerate(self.blocks)
+            for successor in block.successors
+            if successor in self._dominators[index]
+        }
+
+    @cached_property
+    def loops(self) -> list[Loop]:
+        """Natural loops, one for each header, innermost (smallest) first."""
+        before: dict[int, set[int]] = {index: set() for index in range(len(self.blocks))}
+        for index, block in enumerate(self.blocks):
+            for successor in block.successors:
+                before[successor].add(index)
+        found = []
+        for header in sorted({h for _, h in self.back_edges}):
+            latches = frozenset(latch for latch, h in self.back_edges if h == header)
+            inside, pending = {header}, list(latches)
+            while pending:
+                if (block := pending.pop()) not in inside:
+                    inside.add(block)
+                    pending += before[block]
+            found.append(Loop(header, frozenset(inside), latches))
+        return sorted(found, key=lambda loop: len(loop.blocks))
+
+    def code(self, blocks: Iterable[int]) -> list[Instruction]:
+        """The instructions issued along a path of blocks. Predicated ones count whether they act or not."""
+        ranges = (self.blocks[index] for index in blocks)
+        issued = [i for block in ranges for i in self.instructions[block.first : block.last + 1]]
+        return [instruction for instruction in issued if instruction.opcode != "NOP"]
+
+    def cheapest(
+        self, start: int, ends: Iterable[int], require: Mapping[str, int], within: Iterable[int] | None = None
+    ) -> list[int] | None:
+        """Of the acyclic paths that execute at least the required number of each instruction, the one that issues
+        the fewest: it goes past a rare patch, but not past the arithmetic. None where there is no such path."""
+        names, ends = list(require), set(ends)
+        allowed = set(range(len(self.blocks)) if within is None else within)
+        weight, gain = {}, {}
+        for index in allowed:
+            code = self.code([index])
+            weight[index] = len(code)
+            gain[index] = [sum(i.is_a(name) for i in code) for name in names]
+
+        def enter(block: int, have: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(min(h + g, require[n]) for h, g, n in zip(have, gain[block], names, strict=True))
+
+        # Dijkstra over (block, what has been executed so far, no more of it than is required).
+        goal = tuple(require[name] for name in names)
+        first = (start, enter(start, (0,) * len(names)))
+        cost, origin = {first: weight[start]}, {first: None}
+        queue = [(weight[start], first)]
+        while queue:
+            slots, state = heapq.heappop(queue)
+            if slots > cost[state]:
+                continue
+            block, have = state
+            if block in ends and have == goal:
+                path = []
+                while state is not None:
+                    path.append(state[0])
+                    state = origin[state]
+                return path[::-1]
+            for successor in self.blocks[block].successors:
+                if successor not in allowed or (block, successor) in self.back_edges:
+                    continue
+                following = (successor, enter(successor, have))
+                total = slots + weight[successor]
+                if total < cost.get(following, total + 1):
+                    cost[following], origin[following] = total, state
+                    heapq.heappush(queue, (total, following))
+        return None
+
+    def main_loop(self, require: Mapping[str, int]) -> list[int] | None:
+        """The main path of a kernel that loops: through the innermost loop that has such a path, from header to
+        latch. Where several do, side by side, the one with most of what is required: the unrolled one, not its rest."""
+        fits: list[tuple[Loop, list[int]]] = []
+        for loop in self.loops:
+            if any(other.blocks < loop.blocks for other, _ in fits):
+                continue
+            if path := self.cheapest(loop.header, loop.latches, require, loop.blocks):
+                fits.append((loop, path))
+        return max((path for _, path in fits), key=lambda path: self._work(path, require), default=None)
+
+    def main_line(self, require: Mapping[str, int]) -> list[int] | None:
+        """The main path of a kernel that does its work once, from entry to exit."""
+        return self.cheapest(0, (index for index, block in enumerate(self.blocks) if block.leaves), require)
+
+    def _work(self, path: list[int], require: Mapping[str, int]) -> int:
+        return sum(i.is_a(name) for i in self.code(path) for name in require)
+
+
+def _ends_block(flow: tuple[list[int], bool, bool], index: int) -> bool:
+    targets, falls, leaves = flow
+    return bool(targets) or not falls or leaves
+
+
+def parse(text: str) -> dict[str, Function]:
+    """Functions by mangled name."""
+    functions: dict[str, Function] = {}
+    function, source = None, ""
+    for line in text.splitlines():
+        if match := _INSTRUCTION.match(line):
+            if function is None:
+                raise ValueError(f"an instruction outside of a function: {line}")
+            address, predicate, opcode, operands = match.groups()
+            function.instructions.append(
+                Instruction(int(address, 16), predicate or "", opcode, " ".join(operands.split()), source)
+            )
+        elif match := _SECTION.match(line):
+            function, source = Function(match[1]), ""
+            functions[match[1]] = function
+        elif (match := _LABEL.match(line)) and function is not None:
+            function.labels[match[1]] = len(function.instructions)
+        elif match := _LINE.match(line):
+            source = f"{match[1].rpartition('/')[2]}:{match[2]}"
+    return functions

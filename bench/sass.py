@@ -1,0 +1,275 @@
+"""What the CUDA kernels cost, without a GPU: ``python -m bench.sass --help``.
+
+Compiles every `cuda` source of csrc/sources.txt for one architecture and reports, for each kernel, what the compiler
+says (registers, spills, stack, shared memory) and what the disassembly says: issue slots and MUFU per element along
+the main path (``flow.py``). ``budgets.json`` declares where that path is, what was recorded, and the goals.
+Needs nvcc; for the slots nvdisasm too, from the toolkit or from the package nvidia-cuda-nvdisasm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from bench import cubin
+from bench.flow import Function, Instruction, parse
+
+BUDGETS = Path(__file__).with_name("budgets.json")
+TOLERANCE = 0.15  # of a recorded number, before it is a problem: less is the compiler's mood
+COSTS = ("slots", "mufu")  # what is recorded and compared
+SIZES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8, "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8}
+
+
+@dataclass
+class Kernel:
+    name: str
+    mangled: str
+    file: str
+    usage: cubin.Usage
+    function: Function | None = None  # None without a disassembler
+    family: dict[str, Any] | None = None
+    recorded: dict[str, float] = field(default_factory=dict)
+    goal: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> bool:
+        return self.function is not None and bool(self.family) and "path" in self.family
+
+    @cached_property
+    def path(self) -> list[int] | None:
+        """Blocks of the main path, where the family says that it is: in a loop, or along the whole kernel."""
+        if not self.counted:
+            return None
+        search = {"loop": self.function.main_loop, "line": self.function.main_line}[self.family["path"]]
+        return search(self.requirement())
+
+    @property
+    def elements(self) -> float:
+        """Elements that the main path is about."""
+        return self.evaluate(self.family["elements"])
+
+    @property
+    def code(self) -> list[Instruction]:
+        return self.function.code(self.path) if self.path else []
+
+    def per_element(self) -> dict[str, float]:
+        """Issue slots along the main path, in all and by pipe."""
+        if not self.path:
+            return {}
+        pipes = Counter(instruction.pipe for instruction in self.code)
+        return {name: count / self.elements for name, count in {"slots": len(self.code), **pipes}.items()}
+
+    def calls(self) -> list[str]:
+        """Subroutines called on the main path, whose instructions are not in the count."""
+        return [instruction.operands for instruction in self.code if instruction.is_a("CALL")]
+
+    def measured(self) -> dict[str, float]:
+        """What is compared with what was recorded."""
+        costs = self.per_element()
+        return {"slots": round(costs["slots"], 2), "mufu": round(costs.get("mufu", 0), 2)} if costs else {}
+
+    def usage_problems(self) -> list[str]:
+        """Local memory: spills, and arrays that are indexed by what only the running kernel knows."""
+        usage, found = self.usage, []
+        if usage.spill_stores or usage.spill_loads:
+            found.append(f"spills {usage.spill_stores} bytes, reloads {usage.spill_loads}")
+        if usage.stack > (self.family or {}).get("stack", 0):
+            found.append(f"has a stack frame of {usage.stack} bytes")
+        return found
+
+    def path_problems(self) -> list[str]:
+        if self.family is None:
+            return [f"is of no family in {BUDGETS.name}"]
+        if not self.counted:
+            return []
+        if not self.path:
+            return [f"has no main path that executes {self.requirement()}"]
+        if not self.recorded:
+            return ["has no recorded budget: python -m bench.sass --record"]
+        return [
+            f"issues {self.measured()[name]:g} {name} per element, recorded are {budget:g}"
+            for name, budget in self.recorded.items()
+            if self.measured()[name] > budget * (1 + TOLERANCE)
+        ]
+
+    def problems(self) -> list[str]:
+        return self.usage_problems() + self.path_problems()
+
+    def requirement(self) -> dict[str, int]:
+        """What a main path executes at the least, such as {"MUFU": 24, "LDG": 1}."""
+        return {name: int(self.evaluate(formula)) for name, formula in self.family.get("require", {}).items()}
+
+    def evaluate(self, formula: str | float) -> float:
+        """A formula of budgets.json: arithmetic on the named groups of the family's expression."""
+        groups = re.search(self.family["kernel"], self.name).groupdict()
+        values = {name: int(text) if (text or "").isdigit() else text for name, text in groups.items()}
+        return eval(str(formula), {"__builtins__": {}, "sizeof": SIZES.__getitem__, "min": min, "max": max}, values)
+
+    def as_json(self) -> dict[str, Any]:
+        facts = {"name": self.name, "mangled": self.mangled, "file": self.file, **asdict(self.usage)}
+        if self.path:
+            facts |= {"elements": self.elements, "per_element": self.per_element(), "calls": self.calls()}
+        return {**facts, "recorded": self.recorded, "goal": self.goal, "problems": self.problems()}
+
+
+def read_budgets() -> dict[str, Any]:
+    return json.loads(BUDGETS.read_text())
+
+
+def measure(architecture: str = "sm_90", say: Callable[[str], None] | None = None) -> list[Kernel]:
+    """Every kernel. Without a disassembler there are no paths."""
+    say = say or (lambda _: None)
+    try:
+        nvdisasm = cubin.disassembler()
+    except cubin.Unavailable as problem:
+        nvdisasm = None
+        say(f"no slots: {problem}")
+    start = time.monotonic()
+    files = cubin.compile_all(architecture, nvdisasm)
+    say(f"{sum(f.fresh for f in files)} of {len(files)} files compiled, {time.monotonic() - start:.1f} s")
+
+    budgets, enums = read_budgets(), cubin.enumerators()
+    names = cubin.demangle(name for file in files for name in file.usage)
+    kernels = []
+    for file in files:
+        functions = parse(file.listing)
+        for mangled, usage in file.usage.items():
+            kernel = Kernel(
+                cubin.short_name(names[mangled], enums), mangled, file.source, usage, functions.get(mangled)
+            )
+            kernel.family = _first(budgets["families"], kernel.name)
+            kernel.recorded = budgets["recorded"].get(kernel.name, {})
+            goal = _first(budgets["goals"], kernel.name) or {}
+            kernel.goal = {cost: goal[cost] for cost in COSTS if cost in goal}
+            kernels.append(kernel)
+    twice = [name for name, count in Counter(kernel.name for kernel in kernels).items() if count > 1]
+    if twice:
+        raise ValueError(f"kernels that share a short name: {', '.join(twice)}")
+    return sorted(kernels, key=lambda kernel: kernel.name)
+
+
+def _first(entries: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    return next((entry for entry in entries if re.search(entry["kernel"], name)), None)
+
+
+def record(kernels: list[Kernel], architecture: str) -> None:
+    budgets = read_budgets()
+    budgets["measured_with"] = f"nvcc {cubin.toolkit().version_text}, {architecture}"
+    budgets["recorded"] = {kernel.name: kernel.measured() for kernel in kernels if kernel.path}
+    BUDGETS.write_text(dump(budgets))
+
+
+def dump(budgets: dict[str, Any]) -> str:
+    """JSON with a line for each entry, so that a difference can be read."""
+
+    def section(value: Any) -> str:
+        if isinstance(value, dict) and value:
+            return "{\n" + ",\n".join(f"    {json.dumps(key)}: {json.dumps(v)}" for key, v in value.items()) + "\n  }"
+        if isinstance(value, list) and value:
+            return "[\n" + ",\n".join(f"    {json.dumps(entry)}" for entry in value) + "\n  ]"
+        return json.dumps(value)
+
+    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {section(value)}" for key, value in budgets.items()) + "\n}\n"
+
+
+LEGEND = (
+    "Per element of the main path: issue slots and, of these, MUFU, each beside its recorded budget (bud.) and goal.\n"
+    "other: uniform, control, constants, fp64, conversions on MUFU's unit (xu)."
+)
+
+
+def table(kernels: list[Kernel]) -> str:
+    header = [*"kernel regs smem slots bud. goal MUFU bud. goal FMA ALU LSU other".split(), ""]
+    rows = []
+    for kernel in kernels:
+        costs = kernel.per_element()
+        row = [kernel.name, kernel.usage.registers, kernel.usage.shared]
+        for name in COSTS:
+            row += [costs.get(name, 0) if costs else None, kernel.recorded.get(name), kernel.goal.get(name)]
+        if costs:
+            row += [costs.get(pipe, 0) for pipe in ("fma", "alu", "lsu")]
+            row.append(costs["slots"] - sum(costs.get(pipe, 0) for pipe in ("mufu", "fma", "alu", "lsu")))
+        else:
+            row += [None] * 4
+        notes = [f"{pipe} {costs[pipe]:.3g}" for pipe in ("xu", "fp64") if pipe in costs]
+        notes += [f"{len(kernel.calls())} calls"] if kernel.calls() else []
+        rows.append([*row, ", ".join([*notes, *(["!"] if kernel.problems() else [])])])
+    formats = ("", "", "", *[".1f"] * 3, *[".2f"] * 3, *[".1f"] * 4, "")
+    return tabulate(rows, header, floatfmt=formats, disable_numparse=[len(header) - 1])
+
+
+def annotated(kernel: Kernel) -> str:
+    """The main path, with what executes each instruction, where it comes from, and what is passed over."""
+    if not kernel.path:
+        raise SystemExit(f"{kernel.name} has no main path")
+    lines, following = [f"{kernel.name}: {len(kernel.code)} slots, {kernel.elements:g} elements"], None
+    for instruction in kernel.code:
+        if following is not None and instruction.address > following:
+            lines.append(f"        ... {(instruction.address - following) // 16} instructions passed over")
+        elif following is not None and instruction.address < following:
+            lines.append("        ... back")
+        following = instruction.address + 16
+        lines.append(f"  {instruction.address:05x} {instruction.pipe:8}{str(instruction):64} {instruction.source}")
+    return "\n".join(lines)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.sass", description="Registers, spills and issue slots per element of the CUDA kernels."
+    )
+    parser.add_argument("word", nargs="*", help="only kernels whose short names contain every word")
+    parser.add_argument(
+        "--path", metavar="NAME", help="show the main path of the kernel of this name, instruction by instruction"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--record", action="store_true", help=f"write the present numbers to {BUDGETS.name} as budgets")
+    parser.add_argument("--arch", default="sm_90", help="architecture; budgets and goals are of sm_90")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        kernels = measure(options.arch, say=lambda text: print(text, file=sys.stderr))
+    except (cubin.Unavailable, cubin.CompileError) as problem:
+        raise SystemExit(str(problem)) from None
+    if options.record:
+        record(kernels, options.arch)
+        print(f"wrote {BUDGETS}", file=sys.stderr)
+        budgets = read_budgets()["recorded"]
+        for kernel in kernels:
+            kernel.recorded = budgets.get(kernel.name, {})
+    chosen = [kernel for kernel in kernels if all(word in kernel.name for word in options.word)]
+    if options.path:
+        named = [kernel for kernel in chosen if kernel.name == options.path]
+        named = named or [kernel for kernel in chosen if options.path in kernel.name]
+        if len(named) != 1:
+            raise SystemExit(
+                f"{len(named)} kernels contain {options.path!r}: {', '.join(k.name for k in named or chosen)}"
+            )
+        print(annotated(named[0]))
+        return 0
+    if options.json:
+        print(json.dumps([kernel.as_json() for kernel in chosen], indent=1))
+    else:
+        print(table(chosen))
+        print(LEGEND)
+        for kernel in chosen:
+            for problem in kernel.problems():
+                print(f"! {kernel.name} {problem}")
+    return int(any(kernel.problems() for kernel in chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
