@@ -121,6 +121,11 @@ inline void set_seed(uint64_t seed) {
   detail::machine.seeded = true;
 }
 
+inline uint64_t seed() {
+  detail::seed_now();
+  return detail::machine.seed;
+}
+
 inline const Statistics& statistics() { return detail::machine.statistics; }
 
 }  // namespace simt

@@ -1,0 +1,127 @@
+"""Builds the CUDA kernels and their glue as C++, for the emulation: build/simt/libfocal_simt.so, which registers the
+operators a second time, in the namespace focal_cuda_simt for CPU tensors. Never shipped.
+
+    python tests/simt/build.py     builds it and says where it is
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SIMT = Path(__file__).resolve().parent
+
+# Kernels are many instances of templates, and each runs on small inputs: what counts is the time to compile.
+FLAGS = ["-O1", "-g0", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-U_FORTIFY_SOURCE"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+# The macros of torch's STABLE_TORCH_LIBRARY make the operators' namespace out of this one word.
+DEFINES = ["-DFOCAL_SIMT", "-Dfocal_cuda=focal_cuda_simt"]
+
+
+class BuildFailed(Exception):
+    """No library; the message says why."""
+
+
+def _config():
+    spec = importlib.util.spec_from_file_location("_focal_simt_config", ROOT / "_build" / "config.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+config = _config()
+
+
+def compiler() -> str | None:
+    """The C++ compiler, None where there is none."""
+    try:
+        return config.find_compiler(os.environ)
+    except config.BuildError:
+        return None
+
+
+def _ninja() -> str:
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        found = shutil.which("ninja")
+        if not found:
+            raise BuildFailed("the emulation needs ninja to be built: python -m pip install ninja.") from None
+        return found
+
+
+def _build_file(cxx: str, root: Path) -> str:
+    sources = config.sources(root)
+    torch_home = Path(torch.__file__).parent
+    include = [f"-I{SIMT}", f"-I{root / 'csrc'}"]
+    # As a system's headers: what torch's own warn of is not ours.
+    glue = [f"-isystem{torch_home / 'include'}", f"-DTORCH_TARGET_VERSION={config.TORCH_TARGET}"]
+    kernels = [root / path for path in sources["cuda"]]
+    others = [root / "csrc/torch/schemas.cpp", *(root / path for path in sources["torch_cuda"]), SIMT / "exports.cpp"]
+
+    def escape(text: str) -> str:
+        return text.replace("$", "$$")
+
+    def quoted(words: list[str]) -> str:
+        return escape(shlex.join(words))
+
+    def path(name: Path) -> str:
+        return escape(str(name)).replace(" ", "$ ").replace(":", "$:")
+
+    lines = [
+        "ninja_required_version = 1.5",
+        "rule compile",
+        f"  command = {escape(cxx)} {quoted(FLAGS + DEFINES + include)} $more -MMD -MF $out.d -x c++ -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = $in",
+        "rule link",
+        f"  command = {escape(cxx)} -shared -o $out $in -L{quoted([str(torch_home / 'lib')])} -Wl,--no-as-needed "
+        "-ltorch_cpu",
+        "  description = $out",
+    ]
+    objects = []
+    for source in kernels + others:
+        objects.append(f"{source.stem}{source.suffix.replace('.', '_')}.o")
+        lines += [f"build {objects[-1]}: compile {path(source)}"]
+        lines += [] if source in kernels else [f"  more = {quoted(glue)}"]
+    lines += [f"build libfocal_simt.so: link {' '.join(objects)}", "default libfocal_simt.so", ""]
+    return "\n".join(lines)
+
+
+def library(root: Path = ROOT, folder: Path = ROOT / "build" / "simt") -> Path:
+    """The library, made anew where a source, a header or a flag has changed. Raises BuildFailed."""
+    cxx = compiler()
+    if cxx is None:
+        raise BuildFailed("the emulation needs a C++ compiler (Debian, Ubuntu: apt install g++), or CXX to name one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    description = folder / "build.ninja"
+    text = _build_file(cxx, root)
+    if not description.exists() or description.read_text() != text:
+        description.write_text(text)
+    result = subprocess.run(
+        [_ninja(), "-C", str(folder), f"-j{config.jobs(os.environ)}"], capture_output=True, text=True
+    )
+    if result.returncode != 0:
+        raise BuildFailed(f"the CUDA kernels do not compile as C++ for the emulation:\n{result.stdout[-6000:]}")
+    if "warning:" in result.stdout:
+        print(result.stdout, file=sys.stderr)
+    return folder / "libfocal_simt.so"
+
+
+if __name__ == "__main__":
+    try:
+        print(library())
+    except BuildFailed as error:
+        sys.exit(str(error))

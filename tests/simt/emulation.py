@@ -1,0 +1,64 @@
+"""The device "simt" of the tests: the package with its CUDA kernels, run by the emulation on CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from focal_cuda import _ops
+
+from . import build
+
+NAMESPACE = "focal_cuda_simt"
+
+
+class Emulation:
+    """The library, loaded. Raises build.BuildFailed."""
+
+    def __init__(self) -> None:
+        path = build.library()
+        torch.ops.load_library(str(path))
+        self._library = ctypes.CDLL(str(path))
+        self._library.focal_simt_names.restype = ctypes.c_char_p
+        for name in ("launches", "kernels", "seed"):
+            getattr(self._library, f"focal_simt_{name}").restype = ctypes.c_uint64
+        self._library.focal_simt_set_seed.argtypes = [ctypes.c_uint64]
+        self.operators = getattr(torch.ops, NAMESPACE)
+        self.families = {}
+        for name, family in _ops.FAMILIES.items():
+            names = {"forward": name, "inplace": f"{name}_inplace", "backward": f"{name}_backward"}
+            for operator in names.values():
+                # Shapes for tracing, from the operator that this one stands for.
+                torch.library.register_fake(f"{NAMESPACE}::{operator}", getattr(torch.ops.focal_cuda, operator).default)
+            self.families[name] = family._replace(
+                **{key: getattr(self.operators, operator).default for key, operator in names.items()}
+            )
+
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From here on the public functions run emulated kernels, and so does torch.ops.focal_cuda."""
+        monkeypatch.setattr(_ops, "FAMILIES", self.families)
+        monkeypatch.setattr(torch.ops, "focal_cuda", self.operators)
+
+    @property
+    def launches(self) -> int:
+        return self._library.focal_simt_launches()
+
+    @property
+    def kernels(self) -> int:
+        """How many have run, each set of template arguments by itself."""
+        return self._library.focal_simt_kernels()
+
+    @property
+    def names(self) -> list[str]:
+        return self._library.focal_simt_names().decode().splitlines()
+
+    @property
+    def seed(self) -> int:
+        """Of the order that blocks, warps and lanes run in; FOCAL_SIMT_SEED in the environment, to begin with."""
+        return self._library.focal_simt_seed()
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        self._library.focal_simt_set_seed(value)
