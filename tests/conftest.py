@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,21 @@ settings.register_profile(
 settings.load_profile("focal_cuda")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--devices", metavar="NAMES", help="run only the tests that take `device`, on these: cpu,cuda")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not (wanted := config.getoption("--devices")):
+        return
+    kept, left = [], []
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        (kept if params.get("device") in wanted.split(",") else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Without another choice by -m, the tests that need many gigabytes wait for `pytest -m large`."""
     if not config.option.markexpr:
@@ -34,6 +50,20 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(20171007)
+
+
+@pytest.fixture(autouse=True)
+def _gpu_answers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A fault inside a kernel takes the process's access to the GPU with it: all later tests would fail because of it."""
+    yield
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if hasattr(request.config, "workerinput"):  # pytest-xdist starts another worker
+            os._exit(3)
+        pytest.exit(f"the GPU was lost in {request.node.nodeid}: {error}", returncode=3)
 
 
 @pytest.fixture
