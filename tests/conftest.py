@@ -54,7 +54,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _gpu_answers(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A fault inside a kernel takes the process's access to the GPU with it: all later tests would fail because of it."""
+    """A fault inside a kernel takes the process's access to the GPU with it, and every later test would fail for it."""
     yield
     if not torch.cuda.is_initialized():
         return
