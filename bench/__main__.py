@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
+import time
+import traceback
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 import focal_cuda
 from bench import environment, memory, plots, report, results
 from bench.harness import run_scenario
-from bench.scenarios import SCENARIOS
+from bench.scenarios import SCENARIOS, Run, plan
 from bench.targets import verdicts
 
 DTYPES = {
@@ -24,6 +27,10 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+LOST = 3
+# What a scenario takes at least, on a GPU.
+MINIMUM_SECONDS = 3
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -40,7 +47,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="time torch.compile too; default: yes, with --quick no",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one that focal_cuda supports")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32; on a GPU what each scenario is meant for")
     parser.add_argument(
         "--memory",
         choices=memory.STATES,
@@ -48,6 +55,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="CPU: large tensors get new pages from the system, or reuse the heap's (see bench/memory.py)",
     )
     parser.add_argument("--threads", type=int, help="CPU threads; torch's default when not given")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start nothing new, and stop, after this time")
+    parser.add_argument("--without", nargs="+", metavar="RESULT", default=[], help="names of results to leave out")
+    parser.add_argument("--plan", choices=("cpu", "cuda"), help="with --quick: run what is meant for this device")
     parser.add_argument("--results", type=Path, metavar="DIR", help="bench/results; with --quick a temporary folder")
     parser.add_argument("--readme", type=Path, default=environment.ROOT / "README.md", help="where --report writes")
     return parser.parse_args(arguments)
@@ -55,9 +65,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    chosen = _choose(options.scenario)
+    deadline = time.monotonic() + options.seconds
     if options.list:
-        for name in chosen:
+        for name in _choose(options.scenario):
             print(f"{name:32} {SCENARIOS[name].title}")
         return 0
     folder = options.results
@@ -66,8 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # --report alone, or with --plot alone, is about results that are there already.
     measure = bool(options.scenario or options.json or options.quick or not (options.report or options.plot))
-    if measure:
-        _measure(options, chosen, folder)
+    status = _measure(options, folder, deadline) if measure else 0
     for slug, document in results.all_devices(folder).items():
         if options.plot:
             for path in plots.draw(document, folder, slug):
@@ -77,10 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
         pictures = Path(os.path.relpath(folder, options.readme.parent)).as_posix()
         report.write_readme(options.readme, report.readme_section(devices, pictures))
         print(f"wrote {options.readme}")
-    return 0
+    return status
 
 
-def _measure(options: argparse.Namespace, chosen: list[str], folder: Path) -> None:
+def _measure(options: argparse.Namespace, folder: Path, deadline: float) -> int:
+    """The exit status: 1 where a scenario failed, LOST where the rest needs a new process."""
     if options.threads:
         torch.set_num_threads(options.threads)
     supported = torch.cuda.is_available() and focal_cuda.build_info()["with_cuda"]
@@ -94,38 +104,85 @@ def _measure(options: argparse.Namespace, chosen: list[str], folder: Path) -> No
         print(f"memory: {options.memory} (see bench/memory.py)")
 
     path = folder / f"{environment.slug(facts)}.json"
+    state = options.memory if pinned else "system"
     measured: dict[str, Any] = {}
-    for group, names in groupby(chosen, key=lambda name: SCENARIOS[name].group):
-        members = []
-        for name in names:
-            compiled = options.compile if options.compile is not None else not options.quick
-            result = run_scenario(
-                SCENARIOS[name],
-                device,
-                DTYPES[options.dtype],
-                options.quick,
-                compiled,
-                progress=sys.stderr.isatty(),
-            )
-            result["memory"] = options.memory if pinned else "system"
-            key = results.key(result)
+    failed: list[str] = []
+    left_out: list[str] = []
+    lost = False
+    runs = [run for run in _runs(options, device) if results.key(run.scenario, run.dtype, state) not in options.without]
+    for group, members in groupby(runs, key=lambda run: SCENARIOS[run.scenario].group):
+        shown = []
+        for run in members:
+            key = results.key(run.scenario, run.dtype, state)
+            if lost or time.monotonic() + MINIMUM_SECONDS > deadline:
+                left_out.append(key)
+                continue
+            print(f"measuring {key}", flush=True)
+            try:
+                result = run_scenario(
+                    SCENARIOS[run.scenario],
+                    device,
+                    DTYPES[run.dtype],
+                    options.quick,
+                    run.compiled,
+                    progress=sys.stderr.isatty(),
+                    deadline=deadline,
+                )
+            except Exception:  # the others still count
+                traceback.print_exc()
+                failed.append(key)
+                lost = device == "cuda" and not _device_answers()
+                continue
+            result["memory"] = state
             measured[key] = result
             if options.json:
                 results.merge(path, facts, {key: result})
-            members.append(result)
+            shown.append(result)
             if group is None:
                 print("\n" + report.scenario_table(key, result), flush=True)
-        if group is not None:
-            print("\n" + report.group_table(members), flush=True)
+        if group is not None and shown:
+            print("\n" + report.group_table(shown), flush=True)
     print(report.LEGEND)
     if options.quick:
         print("(quick: tiny shapes, so no verdicts)")
     else:
-        here = results.select({"scenarios": measured}, reused=pinned and options.memory == "reused")
-        found = [v for v in verdicts(here, device) if v.scenario in here]
+        here = {"scenarios": measured}
+        names = {result["name"] for result in measured.values()}
+        found = [v for v in verdicts(here, device, state == "reused") if v.scenario in names]
         print(report.verdict_table(found) if found else "No target concerns these scenarios.")
-    if options.json:
+    if options.json and measured:
         print(f"wrote {path}")
+    for what, keys in (("no time left for", left_out), ("failed", failed)):
+        if keys:
+            print(f"{what}: {', '.join(keys)}")
+    return LOST if lost else int(bool(failed))
+
+
+def _device_answers() -> bool:
+    """An error inside a kernel takes the process's access to the device with it."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _runs(options: argparse.Namespace, device: str) -> list[Run]:
+    """What to measure, in which order: the device's plan, or the scenarios that were named, in the types that were."""
+    if options.quick and not options.plan:
+        runs = [Run(name) for name in SCENARIOS]
+    else:
+        runs = plan(options.plan or device)
+    if options.scenario:
+        names = _choose(options.scenario)
+        runs = [run for run in runs if run.scenario in names]
+        if missing := set(names) - {run.scenario for run in runs}:
+            raise SystemExit(f"not meant for {device}: {', '.join(sorted(missing))}")
+    if options.dtype:
+        runs = [Run(name, options.dtype) for name in dict.fromkeys(run.scenario for run in runs)]
+    if options.compile is not None:
+        return [run._replace(compiled=options.compile) for run in runs]
+    return [run._replace(compiled=run.compiled and not options.quick) for run in runs]
 
 
 def _choose(wanted: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from focal_cuda import reference
 
 # The gradient is compared on the first positions only: float64 autograd of all would take most of the run.
 GRADIENT_ELEMENTS = 1_000_000
-CHUNK_ELEMENTS = 4_000_000
+CHUNK_ELEMENTS = {"cpu": 4_000_000, "cuda": 64_000_000}
 
 
 class Oracle:
@@ -46,7 +46,7 @@ class Oracle:
         if self.inputs.family == "sigmoid":
             counted *= self.inputs.classes
         total = 0.0
-        step = max(CHUNK_ELEMENTS // per_row, 1)
+        step = max(CHUNK_ELEMENTS[logits.device.type] // per_row, 1)
         for start in range(0, logits.shape[0], step):
             part = slice(start, start + step)
             total += float(self._sum(meaning)(logits[part], labels[part]))

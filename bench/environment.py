@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-import focal_cuda
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def describe(device: str) -> dict[str, Any]:
+    import focal_cuda  # here, for whatever is only about results to work without the extension
+
     facts: dict[str, Any] = {
         "device": device,
         "model": torch.cuda.get_device_name() if device == "cuda" else _cpu_model(),
@@ -75,20 +75,22 @@ def _cpu_clock() -> str:
 
 
 def _gpu_clock() -> str:
+    torch.cuda._sleep(2_000_000_000)  # a second of work, since the clocks of an idle GPU tell nothing
     query = [
         "nvidia-smi",
         "--query-gpu=clocks.sm,clocks.mem,driver_version",
         "--format=csv,noheader",
         "--id=0",
     ]
-    sm, memory, driver = _output(query).split(", ") if _output(query) else ("?", "?", "?")
+    found = _output(query).split(", ")
+    sm, memory, driver = found if len(found) == 3 else ("?", "?", "?")
     return f"SM {sm}, memory {memory}, driver {driver}"
 
 
 def _commit() -> str:
     commit = _output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"])
-    if not commit:
-        return "unknown"
+    if not commit:  # a copy without its history can be told
+        return os.environ.get("FOCAL_CUDA_COMMIT", "unknown")
     changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "--", "csrc", "focal_cuda", "bench/*.py"])
     return f"{commit} with changes" if changed else commit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import time
 from typing import Any
 
 import torch
@@ -13,34 +14,43 @@ from bench.accuracy import Oracle
 from bench.candidates import Candidate, candidates_of
 from bench.memory import peak_bytes
 from bench.scenario import Scenario
-from bench.timing import QUICK, Budget, Clock, Runner, interleave
+from bench.timing import CUDA, QUICK, Budget, Clock, Runner, interleave
 
 # Rotating the inputs keeps the previous call's logits from waiting in the cache.
 INPUT_SETS = {"cpu": 2, "cuda": 3}
+# Nothing is compiled any more so close to the deadline.
+COMPILING_SECONDS = 20
 
 
 def run_scenario(
-    scenario: Scenario, device: str, dtype: torch.dtype, quick: bool, compiled: bool, progress: bool = True
+    scenario: Scenario,
+    device: str,
+    dtype: torch.dtype,
+    quick: bool,
+    compiled: bool,
+    progress: bool = True,
+    deadline: float = math.inf,
 ) -> dict[str, Any]:
     """Everything measured about one scenario, ready for JSON (seconds, bytes and ratios)."""
     shape = scenario.shapes["quick" if quick else device]
-    budget = QUICK if quick else Budget()
+    budget = QUICK if quick else CUDA if device == "cuda" else Budget()
     inputs = [scenario.make_inputs(shape, dtype, device, seed) for seed in range(INPUT_SETS[device])]
-    clock, oracle = Clock(device), Oracle(inputs[0])
+    clock, oracle = Clock(device, scenario.latency), Oracle(inputs[0])
     torch.compiler.reset()  # other scenarios' shapes would count against the recompile limit
 
     known = candidates_of(scenario.family)
-    chosen = [known[name] for name in scenario.candidates if compiled or not known[name].compiled]
+    named = [known[name].at(scenario.gamma) for name in scenario.candidates_on(device)]
+    chosen = [candidate for candidate in named if compiled or not candidate.compiled]
     results: dict[str, Any] = {}
     runners = []
     with tqdm(total=len(chosen), desc=scenario.name, unit="", leave=False, disable=not progress) as bar:
         for candidate in chosen:
             bar.set_postfix_str(f"preparing {candidate.name}")
-            result = results[candidate.name] = _unavailable(candidate)
+            result = results[candidate.name] = _unavailable(candidate, deadline)
             if not result:
                 try:
                     runner = Runner(candidate, inputs, clock)
-                    if candidate.kind in ("loss", "inplace"):
+                    if candidate.is_loss:
                         result.update(_examine(runner, oracle, device))
                     runner.warm_up(budget)
                     runners.append(runner)
@@ -52,7 +62,7 @@ def run_scenario(
     with tqdm(
         total=sum(r.turns for r in runners), desc=scenario.name, unit="", leave=False, disable=not progress
     ) as bar:
-        for runner in interleave(runners):
+        for runner in interleave(runners, deadline=deadline):
             bar.set_postfix_str(runner.candidate.name)
             bar.update()
     for runner in runners:
@@ -63,8 +73,9 @@ def run_scenario(
         "group": scenario.group,
         "shape": list(shape),
         "dtype": str(dtype).removeprefix("torch."),
+        "gamma": scenario.gamma,
         "baseline": scenario.baseline,
-        "compiled": scenario.compiled,
+        "compiled": scenario.compiled_on(device),
         "bytes": scenario.declared_bytes(shape, dtype),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "quick": quick,
@@ -72,22 +83,26 @@ def run_scenario(
     }
 
 
-def _unavailable(candidate: Candidate) -> dict[str, Any]:
-    return {} if candidate.available else {"failed": f"{candidate.requires} is not installed"}
+def _unavailable(candidate: Candidate, deadline: float) -> dict[str, Any]:
+    if not candidate.available:
+        return {"failed": f"{candidate.requires} is not installed"}
+    if candidate.compiled and time.monotonic() + COMPILING_SECONDS > deadline:
+        return {"failed": "no time left to compile it"}
+    return {}
 
 
 def _examine(runner: Runner, oracle: Oracle, device: str) -> dict[str, Any]:
     """Errors against the reference, and peak memory of forward and backward in multiples of the logits."""
     inputs = runner.inputs[0]
-    inplace = runner.candidate.kind == "inplace"
+    inplace = runner.kind == "inplace"
     loss, gradient = runner.train(0)
-    errors = oracle.errors(runner.candidate.meaning, loss, gradient)
+    found = oracle.errors(runner.candidate.meaning, loss, gradient)
     del loss, gradient
     if inplace:
         inputs.restore()
-    peak = peak_bytes(lambda: runner.train(0), device)
+    if runner.kind != "graph":  # which holds its memory for good
+        logits = inputs.logits
+        found["peak_memory"] = peak_bytes(lambda: runner.train(0), device) / (logits.numel() * logits.element_size())
     if inplace:
         inputs.restore()
-    logits = inputs.logits
-    found = {**errors, "peak_memory": peak / (logits.numel() * logits.element_size())}
     return {name: value if math.isfinite(value) else None for name, value in found.items()}

@@ -17,26 +17,26 @@ GAMMA = 2.0
 PROBABILITY_SMOOTHING = 0.001
 
 
-def torchvision_formula(logits: Tensor, targets: Tensor) -> Tensor:
+def torchvision_formula(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
     """Sigmoid focal loss with dense targets, as torchvision and fvcore define it."""
-    return _elements(logits, targets).mean()
+    return _elements(logits, targets, gamma).mean()
 
 
-def from_labels(logits: Tensor, labels: Tensor) -> Tensor:
+def from_labels(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tensor:
     """The same from class indices: the one-hot targets and the mask are made on the way."""
     counted = (labels != IGNORED).unsqueeze(1)
     classes = torch.arange(logits.shape[1], device=logits.device)
     targets = (labels.unsqueeze(1) == classes).to(logits.dtype)
-    return (_elements(logits, targets) * counted).sum() / (counted.sum() * logits.shape[1])
+    return (_elements(logits, targets, gamma) * counted).sum() / (counted.sum() * logits.shape[1])
 
 
-def exp_of_bce(logits: Tensor, targets: Tensor) -> Tensor:
+def exp_of_bce(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
     """Binary focal loss whose p_t is read back from the cross entropy; no class balance."""
     ce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return ((1 - torch.exp(-ce)) ** GAMMA * ce).mean()
+    return ((1 - torch.exp(-ce)) ** gamma * ce).mean()
 
 
-def one_vs_all(logits: Tensor, labels: Tensor) -> Tensor:
+def one_vs_all(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tensor:
     """Multi-class as many binary problems: filters, one-hot, and p smoothed in the modulating factor.
 
     One more class than the logits have makes room for the background label.
@@ -49,73 +49,107 @@ def one_vs_all(logits: Tensor, labels: Tensor) -> Tensor:
     probability = torch.sigmoid(logits) * (1 - PROBABILITY_SMOOTHING) + PROBABILITY_SMOOTHING / 2
     p_t = probability * targets + (1 - probability) * (1 - targets)
     alpha_t = ALPHA * targets + (1 - ALPHA) * (1 - targets)
-    return (alpha_t * (ce * (1 - p_t) ** GAMMA)).mean()
+    return (alpha_t * (ce * (1 - p_t) ** gamma)).mean()
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets)
 
 
-def multi_class_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def multi_class_focal_loss(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tensor:
     """Softmax focal loss over flattened rows: transpose, filter, log_softmax, gather."""
     logits = _as_rows(logits)
     labels = labels.reshape(-1)
     counted = labels != IGNORED
     labels, logits = labels[counted], logits[counted]
     ce = -F.log_softmax(logits, dim=-1).gather(1, labels.view(-1, 1)).squeeze(1)
-    return ((1 - torch.exp(-ce)) ** GAMMA * ce).mean()
+    return ((1 - torch.exp(-ce)) ** gamma * ce).mean()
 
 
-def scattered_one_hot(logits: Tensor, labels: Tensor) -> Tensor:
+def scattered_one_hot(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tensor:
     """Softmax focal loss over rows: the target's probability picked by a one-hot mask, then its log."""
     logits = _as_rows(logits)
     probabilities = F.softmax(logits, dim=1)
     mask = torch.zeros_like(logits).scatter_(1, labels.reshape(-1, 1), 1.0)
     p_t = (probabilities * mask).sum(1)
-    return (-((1 - p_t) ** GAMMA) * p_t.log()).mean()
+    return (-((1 - p_t) ** gamma) * p_t.log()).mean()
 
 
-def cross_entropy_based(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_based(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tensor:
     """Softmax focal loss on top of F.cross_entropy: the best short Python there is."""
     ce = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
-    return ((1 - torch.exp(-ce)) ** GAMMA * ce).sum() / (labels != IGNORED).sum()
+    return ((1 - torch.exp(-ce)) ** gamma * ce).sum() / (labels != IGNORED).sum()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, ignore_index=IGNORED)
 
 
-def kornia_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+def kornia_sigmoid(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
     from kornia.losses import binary_focal_loss_with_logits
 
-    return binary_focal_loss_with_logits(logits, targets, ALPHA, GAMMA, "mean", ignore_index=None)
+    return binary_focal_loss_with_logits(logits, targets, ALPHA, gamma, "mean", ignore_index=None)
 
 
-def kornia_softmax(logits: Tensor, labels: Tensor, counted: int) -> Tensor:
+def kornia_softmax(logits: Tensor, labels: Tensor, counted: int, gamma: float = GAMMA) -> Tensor:
     from kornia.losses import focal_loss
 
-    return focal_loss(logits, labels, None, GAMMA, "sum", ignore_index=IGNORED) / counted
+    return focal_loss(logits, labels, None, gamma, "sum", ignore_index=IGNORED) / counted
 
 
-def monai_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+def monai_sigmoid(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
     from monai.losses import FocalLoss
 
-    return FocalLoss(gamma=GAMMA, alpha=ALPHA)(logits, targets)
+    return FocalLoss(gamma=gamma, alpha=ALPHA)(logits, targets)
 
 
-def monai_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+def monai_softmax(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tensor:
     from monai.losses import FocalLoss
 
-    loss = FocalLoss(gamma=GAMMA, use_softmax=True, to_onehot_y=True, ignore_index=IGNORED)
+    loss = FocalLoss(gamma=gamma, use_softmax=True, to_onehot_y=True, ignore_index=IGNORED)
     return loss(logits, labels)
 
 
-def _elements(logits: Tensor, targets: Tensor) -> Tensor:
+def torchvision_sigmoid(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
+    from torchvision.ops import sigmoid_focal_loss
+
+    return sigmoid_focal_loss(logits, targets, ALPHA, gamma, "mean")
+
+
+def apex_sigmoid(logits: Tensor, labels: Tensor, counted: Tensor, gamma: float = GAMMA) -> Tensor:
+    """Its own labels: -1 is background, -2 ignored. It divides by a tensor, which need not count positives."""
+    from apex.contrib.focal_loss.focal_loss import focal_loss
+
+    return focal_loss(logits, labels, counted, logits.shape[1], ALPHA, gamma)
+
+
+def mmcv_sigmoid(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tensor:
+    """Label C is background. Its mean is over rows."""
+    from mmcv.ops import sigmoid_focal_loss
+
+    return sigmoid_focal_loss(logits, labels, gamma, ALPHA, None, "mean") / logits.shape[1]
+
+
+def liger_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy, its gradient over the logits: what the fastest libraries for long rows do."""
+    from liger_kernel.transformers.functional import liger_cross_entropy as function
+
+    loss = function(logits, labels, ignore_index=IGNORED)
+    return loss[0] if isinstance(loss, tuple) else loss
+
+
+def quack_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    from quack.cross_entropy import cross_entropy as function
+
+    return function(logits, labels, ignore_index=IGNORED, reduction="mean")
+
+
+def _elements(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     probability = torch.sigmoid(logits)
     ce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p_t = probability * targets + (1 - probability) * (1 - targets)
     alpha_t = ALPHA * targets + (1 - ALPHA) * (1 - targets)
-    return alpha_t * (1 - p_t) ** GAMMA * ce
+    return alpha_t * (1 - p_t) ** gamma * ce
 
 
 def _as_rows(logits: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend has to be chosen first
 from matplotlib.axes import Axes  # noqa: E402
 
-from bench.report import median, ratio  # noqa: E402
-from bench.results import select  # noqa: E402
+from bench.results import dtypes, select  # noqa: E402
+from bench.targets import median, ratio, share_of_copy  # noqa: E402
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; hatches help in print.
 _SERIES = {
@@ -33,23 +33,26 @@ Result = dict[str, Any]
 
 def draw(document: Result, folder: Path, slug: str) -> list[Path]:
     """Writes what the results suffice for; returns the paths."""
-    scenarios = select(document).values()
-    single = [s for s in scenarios if not s["group"]]
-    groups: dict[str, list[Result]] = {}
-    for scenario in scenarios:
-        if scenario["group"]:
-            groups.setdefault(scenario["group"], []).append(scenario)
     facts = document["environment"]
-    device = f"{facts['model']}" + (f" ({facts['threads']} threads)" if facts["device"] == "cpu" else "") + ", float32"
-
+    device = f"{facts['model']}" + (f" ({facts['threads']} threads)" if facts["device"] == "cpu" else "")
     written = []
-    if single:
-        written.append(_save(_speedup(single, device), folder / f"{slug}-speedup.png"))
-    if groups:
-        written.append(_save(_size(groups, device), folder / f"{slug}-size.png"))
-    large = [s for s in single if s["bytes"]["logits"] > 1e4]
-    if large:
-        written.append(_save(_memory(large, device), folder / f"{slug}-memory.png"))
+    for dtype in dtypes(document):
+        name, where = f"{slug}{'' if dtype == 'float32' else f'-{dtype}'}", f"{device}, {dtype}"
+        scenarios = select(document, dtype=dtype).values()
+        single = [s for s in scenarios if not s["group"]]
+        groups: dict[str, list[Result]] = {}
+        for scenario in scenarios:
+            if scenario["group"]:
+                groups.setdefault(scenario["group"], []).append(scenario)
+        if single:
+            written.append(_save(_speedup(single, where), folder / f"{name}-speedup.png"))
+        if groups:
+            written.append(_save(_size(groups, where), folder / f"{name}-size.png"))
+        large = [s for s in single if s["bytes"]["logits"] > 1e4]
+        if large:
+            written.append(_save(_memory(large, where), folder / f"{name}-memory.png"))
+        if large and facts["device"] == "cuda":
+            written.append(_save(_of_copy(large, where), folder / f"{name}-copy.png"))
     return written
 
 
@@ -82,6 +85,20 @@ def _memory(scenarios: list[Result], device: str) -> plt.Figure:
     axes.set_xlim(left=0)
     axes.set_xlabel("peak memory beyond the logits, in multiples of the logits (shorter is better; the gradient is 1)")
     axes.set_title(f"Focal loss, forward + backward: peak extra memory\n{device}", loc="left")
+    return figure
+
+
+def _of_copy(scenarios: list[Result], device: str) -> plt.Figure:
+    def value(scenario: Result, series: str) -> float | None:
+        return share_of_copy(scenario, _candidate(scenario, series))
+
+    series = ("focal_cuda", "focal_cuda inplace", "compiled", "baseline")
+    figure, axes = _bars(scenarios, series, value, lambda v: f"{v:.0%}")
+    axes.axvline(1, color="black", linewidth=1, linestyle=":")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    axes.set_xlabel("the bytes that have to be moved, per second, against a copy of the logits (longer is better)")
+    axes.set_title(f"Focal loss, forward + backward: part of the speed of a copy\n{device}", loc="left")
     return figure
 
 

@@ -10,31 +10,13 @@ from tabulate import tabulate
 
 from bench.environment import headline
 from bench.results import select
-from bench.targets import Verdict, verdicts
+from bench.targets import Verdict, median, ratio, share_of_copy, verdicts
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 COMMAND = "python -m bench --json --plot --report"
 OWN = "focal_cuda"
 
 Result = dict[str, Any]
-
-
-def median(candidate: Result, kind: str = "training") -> float | None:
-    return candidate[kind]["p50"] if kind in candidate else None
-
-
-def ratio(numerator: float | None, denominator: float | None) -> float | None:
-    return numerator / denominator if numerator and denominator else None
-
-
-def share_of_copy(scenario: Result, candidate: Result) -> float | None:
-    """The candidate's training, against a copy that moves the least bytes it could do with."""
-    copy = median(scenario["candidates"].get("copy_", {}))
-    time = median(candidate)
-    if copy is None or time is None:
-        return None
-    copy_speed = 2 * scenario["bytes"]["logits"] / copy
-    return scenario["bytes"]["training"] / time / copy_speed
 
 
 def scenario_table(name: str, scenario: Result) -> str:
@@ -52,8 +34,9 @@ def scenario_table(name: str, scenario: Result) -> str:
         if time is None:
             rows.append([label, candidate.get("failed", "not measured")])
             continue
-        is_loss = "inference" in candidate or "forward" in candidate
-        moved = scenario["bytes"]["training"] if is_loss else 2 * scenario["bytes"]["logits"]
+        is_loss = "loss_error" in candidate
+        reads = 1 if label == "sum" else 2
+        moved = scenario["bytes"]["training"] if is_loss else reads * scenario["bytes"]["logits"]
         p20, p80 = candidate["training"]["p20"], candidate["training"]["p80"]
         rows.append(
             [
@@ -62,6 +45,7 @@ def scenario_table(name: str, scenario: Result) -> str:
                 _number(median(candidate, "backward"), factor),
                 f"{_number(time, factor)} ({_number(p20, factor)} - {_number(p80, factor)})",
                 _number(median(candidate, "inference"), factor),
+                _percent(share_of_copy(scenario, candidate, "inference")),
                 f"{moved / time * 1e-9:.1f}",
                 _percent(share_of_copy(scenario, candidate)) if is_loss else "",
                 _times(ratio(baseline, time)) if is_loss else "",
@@ -78,6 +62,7 @@ def scenario_table(name: str, scenario: Result) -> str:
         f"bwd [{unit}]",
         f"fwd+bwd [{unit}] (p20 - p80)",
         f"no-grad [{unit}]",
+        "% of copy",
         "GB/s",
         "% of copy",
         "vs Python",
@@ -109,7 +94,8 @@ def group_table(scenarios: Iterable[Result]) -> str:
 LEGEND = (
     "fwd+bwd: median of one training call (p20 - p80). The forward of focal_cuda makes the gradient.\n"
     "GB/s: the least bytes training can move (read logits and targets, write the gradient) / time.\n"
-    "% of copy: that speed against a copy of the logits into existing memory in the same run.\n"
+    "% of copy: that speed against a copy of the logits into existing memory in the same run; no-grad: the loss alone\n"
+    "and what it has to read. sum: reads the logits and does nothing else.\n"
     "vs Python, vs compile: how many times as fast as that. focal_cuda is: how many times as fast as this.\n"
     "Errors against float64: the loss's, relative; the gradient's, worst row, relative to that row's largest.\n"
 )
@@ -117,11 +103,18 @@ LEGEND = (
 
 def verdict_table(verdicts: list[Verdict]) -> str:
     rows = [
-        [v.scenario, v.target.claim, v.target.bound, "" if v.value is None else f"{v.value:.3g}", v.word]
+        [
+            v.scenario,
+            v.target.dtype,
+            v.target.claim,
+            v.target.bound,
+            "" if v.value is None else f"{v.value:.3g}",
+            v.word + (f" ({v.unmeasured} not measured)" if v.unmeasured and v.value is not None else ""),
+        ]
         for v in verdicts
     ]
     return "Must reach\n" + tabulate(
-        rows, ["scenario (the worst)", "forward + backward, float32", "target", "measured", "reached"]
+        rows, ["scenario (the worst)", "type", "forward + backward", "target", "measured", "reached"]
     )
 
 
@@ -132,31 +125,79 @@ def readme_section(devices: dict[str, Result], pictures: str) -> str:
     """
     parts = []
     for slug, document in devices.items():
-        usual, reused = select(document), select(document, reused=True)
-        scenarios = [s for s in usual.values() if not s["group"]]
-        if not scenarios:
-            continue
-        environment = document["environment"]
-        caption = (
-            "Forward + backward, float32, gamma = 2. `12x`: focal_cuda is 12 times as fast as that. Made by "
-            f"`{COMMAND}` on {headline(environment)}, {max(s['date'] for s in scenarios)}."
-        )
-        if reused:
-            caption += (
-                " Where there are two factors, the first is with new memory for every large tensor, the second "
-                "(`--memory reused`) with memory that the process already has, which helps whoever needs many tensors."
-            )
-        rows = [_readme_row(s, reused.get(s["name"])) for s in scenarios]
-        parts += [caption, "", tabulate(rows, _README_HEADERS, tablefmt="github", disable_numparse=True), ""]
-        for state, results in (("", usual), (" with reused memory", reused)):
-            if found := [v for v in verdicts(results, environment["device"]) if v.value is not None]:
-                parts += [_summary(found, state), ""]
-        parts += [f"![Speed-up over the pure-Python loss]({pictures}/{slug}-speedup.png)", ""]
+        section = _cuda_section if document["environment"].get("device") == "cuda" else _cpu_section
+        if lines := section(document):
+            parts += [*lines, f"![Speed-up over the pure-Python loss]({pictures}/{slug}-speedup.png)", ""]
     return "\n".join(parts)
 
 
+def _cpu_section(document: Result) -> list[str]:
+    usual, reused = select(document), select(document, reused=True)
+    scenarios = [s for s in usual.values() if not s["group"]]
+    if not scenarios:
+        return []
+    caption = (
+        "Forward + backward, float32, gamma = 2. `12x`: focal_cuda is 12 times as fast as that. Made by "
+        f"`{COMMAND}` on {headline(document['environment'])}, {max(s['date'] for s in scenarios)}."
+    )
+    if reused:
+        caption += (
+            " Where there are two factors, the first is with new memory for every large tensor, the second "
+            "(`--memory reused`) with memory that the process already has, which helps whoever needs many tensors."
+        )
+    rows = [_readme_row(s, reused.get(s["name"])) for s in scenarios]
+    lines = [caption, "", tabulate(rows, _README_HEADERS, tablefmt="github", disable_numparse=True), ""]
+    for state, with_reused in (("", False), (" with reused memory", True)):
+        if found := [v for v in verdicts(document, "cpu", with_reused) if v.value is not None]:
+            lines += [_summary(found, state), ""]
+    return lines
+
+
+def _cuda_section(document: Result) -> list[str]:
+    """One line for each scenario, with the columns of each type beside each other."""
+    by_dtype = {dtype: select(document, dtype=dtype) for dtype in ("float32", "bfloat16")}
+    by_dtype = {dtype: found for dtype, found in by_dtype.items() if found}
+    measured = {name: s for found in by_dtype.values() for name, s in found.items() if not s["group"]}
+    if not measured:
+        return []
+    caption = (
+        "Forward + backward, gamma = 2 where nothing else is said; the times are the device's, those of a call's "
+        "overhead the host's as well. `12x`: focal_cuda is 12 times as fast as that. Made by "
+        f"`make gpu` on {headline(document['environment'])}, {max(s['date'] for s in measured.values())}."
+    )
+    headers, rows = ["scenario", "logits"], []
+    for dtype in by_dtype:
+        headers += [dtype, "% of a copy", "pure Python", "torch.compile"]
+    for name, scenario in measured.items():
+        row = [scenario["title"], " x ".join(map(str, scenario["shape"]))]
+        for found in by_dtype.values():
+            row += _cuda_cells(found[name]) if name in found else ["", "", "", ""]
+        rows.append([*row, _peak(scenario)])
+    headers.append("peak memory, x logits (Python)")
+    lines = [caption, "", tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
+    if found := [v for v in verdicts(document, "cuda") if v.value is not None]:
+        lines += [_summary(found, ""), ""]
+    return lines
+
+
+def _cuda_cells(scenario: Result) -> list[str]:
+    candidates = scenario["candidates"]
+    own = median(candidates.get(OWN, {}))
+
+    def against(label: str) -> str:
+        return _times(ratio(median(candidates.get(label, {})), own))
+
+    share = share_of_copy(scenario, candidates.get(OWN, {}))
+    return [_seconds(own), _percent(share), against(scenario["baseline"]), against(scenario["compiled"])]
+
+
 def _summary(found: list[Verdict], state: str) -> str:
-    missed = [f"{v.scenario}: {v.target.claim} {v.value:.3g} ({v.target.bound})" for v in found if v.word == "NO"]
+    missed = [
+        f"{v.scenario}{'' if v.target.dtype == 'float32' else f' {v.target.dtype}'}: "
+        f"{v.target.claim} {v.value:.3g} ({v.target.bound})"
+        for v in found
+        if v.word == "NO"
+    ]
     text = f"{len(found) - len(missed)} of {len(found)} targets (`bench/targets.py`) are reached{state}"
     return f"{text}; missed: {'; '.join(missed)}." if missed else f"{text}."
 
@@ -195,9 +236,6 @@ def _readme_row(scenario: Result, reused: Result | None) -> list[str]:
         ]
         return " / ".join(_times(f) for f in factors if f is not None)
 
-    memory = _number(own.get("peak_memory"))
-    if memory and (python := candidates.get(scenario["baseline"], {}).get("peak_memory")):
-        memory += f" ({python:.1f})"
     return [
         scenario["title"],
         " x ".join(map(str, scenario["shape"])),
@@ -207,8 +245,18 @@ def _readme_row(scenario: Result, reused: Result | None) -> list[str]:
         against(scenario["compiled"]),
         against("kornia"),
         against("MONAI"),
-        memory if scenario["bytes"]["logits"] > 1e6 else "",
+        _peak(scenario),
     ]
+
+
+def _peak(scenario: Result) -> str:
+    """Of focal_cuda and, in brackets, of plain Python; nothing where the logits are hardly any memory."""
+    candidates = scenario["candidates"]
+    memory = _number(candidates.get(OWN, {}).get("peak_memory"))
+    if not memory or scenario["bytes"]["logits"] <= 1e6:
+        return ""
+    python = candidates.get(scenario["baseline"], {}).get("peak_memory")
+    return f"{memory} ({python:.1f})" if python else memory
 
 
 def _number(value: float | None, factor: float = 1.0) -> str:

@@ -9,19 +9,23 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
-def key(scenario: dict[str, Any]) -> str:
+def key(scenario: str, dtype: str = "float32", memory: str = "fresh") -> str:
     """The name results are kept under: the scenario's, and what differs from the usual run."""
-    dtype = "" if scenario["dtype"] == "float32" else f"-{scenario['dtype']}"
-    return scenario["name"] + dtype + ("-reused" if scenario["memory"] == "reused" else "")
+    return scenario + ("" if dtype == "float32" else f"-{dtype}") + ("-reused" if memory == "reused" else "")
 
 
-def select(document: dict[str, Any], reused: bool = False) -> dict[str, dict[str, Any]]:
-    """The float32 results of one state of the memory, by the scenario's name."""
+def select(document: dict[str, Any], reused: bool = False, dtype: str = "float32") -> dict[str, dict[str, Any]]:
+    """The results of one type and one state of the memory, by the scenario's name."""
     return {
         scenario["name"]: scenario
         for scenario in document["scenarios"].values()
-        if scenario["dtype"] == "float32" and (scenario["memory"] == "reused") == reused
+        if scenario["dtype"] == dtype and (scenario["memory"] == "reused") == reused
     }
+
+
+def dtypes(document: dict[str, Any]) -> list[str]:
+    """The types there are results of, as they were measured."""
+    return list(dict.fromkeys(scenario["dtype"] for scenario in document["scenarios"].values()))
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -9,13 +9,12 @@ from typing import Literal
 import torch
 
 from bench.inputs import Inputs
-
-SHAPE_KINDS = ("cpu", "cuda", "quick")
+from bench.losses import GAMMA
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One workload. ``shapes`` has an entry for each of ``SHAPE_KINDS``."""
+    """One workload. ``shapes`` has an entry "quick", and one for each device it is for: "cpu", "cuda"."""
 
     name: str
     title: str
@@ -29,6 +28,22 @@ class Scenario:
     memory_format: torch.memory_format = torch.contiguous_format
     # Scenarios of one group differ in size only: one line of a table each, one curve of a plot together.
     group: str | None = None
+    gamma: float = GAMMA
+    # On a GPU the time of calls in a row, the host's part included; otherwise the device's alone.
+    latency: bool = False
+    # On a GPU: more candidates, and the compiled one to compare with where it is another than elsewhere.
+    cuda_candidates: tuple[str, ...] = ()
+    cuda_compiled: str | None = None
+
+    def candidates_on(self, device: str) -> tuple[str, ...]:
+        if device != "cuda":
+            return self.candidates
+        # What a loss without its gradient is measured by, wherever one with it is measured by a copy.
+        ceilings = ("sum",) if "copy_" in self.candidates and not self.latency else ()
+        return self.candidates + self.cuda_candidates + ceilings
+
+    def compiled_on(self, device: str) -> str:
+        return self.cuda_compiled if device == "cuda" and self.cuda_compiled else self.compiled
 
     @property
     def ignore_index(self) -> int:

@@ -15,9 +15,9 @@ from bench.__main__ import _choose, main
 from bench.candidates import candidates_of
 from bench.inputs import IGNORED, Inputs
 from bench.memory import STATES, peak_bytes
-from bench.scenarios import SCENARIOS
-from bench.targets import TARGETS, Target, verdicts
-from bench.timing import interleave
+from bench.scenarios import SCENARIOS, plan
+from bench.targets import TARGETS, Target, share_of_copy, verdicts
+from bench.timing import Clock, Runner, interleave
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,7 +109,8 @@ def test_declared_bytes_are_those_of_the_tensors(name, dtype):
     assert declared["training"] == moved + torch.empty_like(inputs.logits).nbytes
     assert inputs.logits.is_contiguous(memory_format=scenario.memory_format)
     assert scenario.baseline in scenario.candidates and scenario.compiled in scenario.candidates
-    assert set(scenario.candidates) <= set(candidates_of(scenario.family))
+    for device in ("cpu", "cuda"):
+        assert {*scenario.candidates_on(device), scenario.compiled_on(device)} <= set(candidates_of(scenario.family))
 
 
 def test_wrongly_declared_bytes_are_refused(monkeypatch):
@@ -203,41 +204,184 @@ def test_interleaving_takes_every_turn_and_spreads_the_rare_ones():
     assert all(15 <= b - a <= 27 for a, b in zip(places, places[1:], strict=False))
 
 
-def _result(**times):
+def _result(name, dtype="float32", **times):
     candidates = {name.replace("_s_", " "): {"training": {"p50": t}} for name, t in times.items()}
-    return {"candidates": candidates}
+    return {"name": name, "dtype": dtype, "memory": "system", "candidates": candidates}
+
+
+def _document(*scenarios):
+    return {"scenarios": {f"{s['name']}-{s['dtype']}": s for s in scenarios}}
 
 
 def test_verdicts_compare_medians_of_forward_and_backward():
-    results = {"a": _result(focal_cuda=1.0, other=4.0), "b": _result(focal_cuda=1.0, other=3.0)}
+    results = _document(_result("a", focal_cuda=1.0, other=4.0), _result("b", focal_cuda=1.0, other=3.0))
     speedup = Target(("a", "b"), "speedup", "other", at_least=3.5)
     time = Target(("a",), "time", "other", at_most=0.25)
-    found = verdicts(results, "cpu", (speedup, time))
+    found = verdicts(results, "cpu", targets=(speedup, time))
     assert [(v.scenario, v.value, v.word) for v in found] == [("b", 3.0, "NO"), ("a", 0.25, "yes")]
 
 
-def test_verdicts_on_memory_take_the_worst_scenario():
-    results = {"a": {"candidates": {"focal_cuda": {"peak_memory": 1.0}}}}
+def test_verdicts_are_about_one_type():
+    results = _document(_result("a", focal_cuda=1.0, other=4.0), _result("a", "bfloat16", focal_cuda=1.0, other=8.0))
+    targets = [Target(("a",), "speedup", "other", 4, dtype=dtype) for dtype in ("float32", "bfloat16", "float16")]
+    assert [v.value for v in verdicts(results, "cpu", targets=tuple(targets))] == [4.0, 8.0, None]
+
+
+def test_verdicts_on_the_speed_of_a_copy_count_bytes():
+    scenario = _result("a", focal_cuda=2.0, copy_=1.6)
+    scenario["bytes"] = {"logits": 100, "targets": 50, "inference": 150, "training": 250}
+    scenario["candidates"]["focal_cuda"]["inference"] = {"p50": 1.5}
+    targets = (Target(("a",), "of_copy", at_least=0.9), Target(("a",), "inference_of_copy", at_least=0.9))
+    # A copy moves 200 bytes in 1.6, so 125 a second.
+    assert [v.value for v in verdicts(_document(scenario), "cpu", targets=targets)] == [pytest.approx(1.0), 0.8]
+    assert share_of_copy(scenario, {}) is None
+
+
+def test_verdicts_on_memory_take_the_worst_scenario_and_say_what_is_missing():
+    a, b = _result("a"), _result("b")
+    a["candidates"] = {"focal_cuda": {"peak_memory": 1.0}}
     target = Target(("a", "b"), "peak_memory", at_most=1.05)
-    assert [v.word for v in verdicts(results, "cpu", (target,))] == ["yes"]
-    results["b"] = {"candidates": {"focal_cuda": {"peak_memory": 2.0}}}
-    (verdict,) = verdicts(results, "cpu", (target,))
-    assert (verdict.scenario, verdict.word) == ("b", "NO")
+    (verdict,) = verdicts(_document(a), "cpu", targets=(target,))
+    assert (verdict.word, verdict.unmeasured) == ("yes", 1)
+    b["candidates"] = {"focal_cuda": {"peak_memory": 2.0}}
+    (verdict,) = verdicts(_document(a, b), "cpu", targets=(target,))
+    assert (verdict.scenario, verdict.word, verdict.unmeasured) == ("b", "NO", 0)
+    assert "1 not measured" in report.verdict_table(verdicts(_document(a), "cpu", targets=(target,)))
 
 
 def test_verdicts_say_when_something_was_not_measured_and_leave_other_devices_out():
-    results = {"a": _result(focal_cuda=1.0)}
+    results = _document(_result("a", focal_cuda=1.0))
     target = Target(("a",), "speedup", "other", at_least=2)
-    assert [v.word for v in verdicts(results, "cpu", (target,))] == ["not measured"]
-    assert verdicts(results, "cuda", (target,)) == []
+    assert [v.word for v in verdicts(results, "cpu", targets=(target,))] == ["not measured"]
+    assert verdicts(results, "cuda", targets=(target,)) == []
 
 
 def test_targets_name_scenarios_and_candidates_that_exist():
     for target in TARGETS:
         assert (target.at_least is None) != (target.at_most is None)
+        planned = {run.scenario for run in plan(target.device) if run.dtype == target.dtype}
         for name in target.scenarios:
             named = {target.of, target.against} - {None}
-            assert named <= set(SCENARIOS[name].candidates), (target, name)
+            assert named <= set(SCENARIOS[name].candidates_on(target.device)), (target, name)
+            assert name in planned, (target, name)
+            assert not target.quantity.endswith("of_copy") or "copy_" in SCENARIOS[name].candidates
+
+
+def test_a_gpu_run_measures_all_that_is_meant_for_it_and_what_decides_first():
+    runs = plan("cuda")
+    assert len(set((run.scenario, run.dtype) for run in runs)) == len(runs)
+    assert {run.scenario for run in runs} == {name for name, s in SCENARIOS.items() if "cuda" in s.shapes}
+    compiled = {(run.scenario, run.dtype) for run in runs if run.compiled}
+    for target in TARGETS:
+        if target.device == "cuda" and "compile" in (target.against or ""):
+            assert {(name, target.dtype) for name in target.scenarios} <= compiled
+    assert [run.scenario for run in runs[:2]] == ["detection-index"] * 2
+    assert {run.scenario for run in plan("cpu")} == {name for name, s in SCENARIOS.items() if "cpu" in s.shapes}
+
+
+def test_no_scenario_for_the_cpu_when_it_is_meant_for_a_gpu():
+    with pytest.raises(SystemExit, match="not meant for cpu: segmentation-1000"):
+        main(["segmentation-1000", "--device=cpu"])
+
+
+def test_a_failing_scenario_is_reported_and_the_others_are_measured(monkeypatch, capsys):
+    import bench.__main__ as command
+
+    real = command.run_scenario
+
+    def run_scenario(scenario, *arguments, **options):
+        if scenario.name == "small-softmax":
+            raise RuntimeError("broken")
+        return real(scenario, *arguments, **options)
+
+    monkeypatch.setattr(command, "run_scenario", run_scenario)
+    assert main(["small", "--quick", "--device=cpu"]) == 1
+    printed = capsys.readouterr()
+    assert "failed: small-softmax\n" in printed.out and "broken" in printed.err
+    assert "small-sigmoid: Call overhead" in printed.out
+
+
+def test_time_that_is_up_and_results_that_are_there_are_left_out(capsys):
+    assert main(["small", "--quick", "--device=cpu", "--seconds=0"]) == 0
+    assert "no time left for: small-softmax, small-sigmoid\n" in capsys.readouterr().out
+    assert main(["small", "--quick", "--device=cpu", "--without", "small-softmax"]) == 0
+    printed = capsys.readouterr().out
+    assert "measuring small-sigmoid\n" in printed and "measuring small-softmax\n" not in printed
+
+
+@pytest.mark.parametrize("family", ("sigmoid", "softmax"))
+def test_another_gamma_reaches_every_focal_loss(family):
+    inputs = _inputs(family, (64, 5))
+    for name, candidate in candidates_of(family).items():
+        other = candidate.at(1.5)
+        if not candidate.is_loss or candidate.meaning.gamma == 0:
+            assert other is candidate
+            continue
+        assert other.meaning.gamma == 1.5
+        if not candidate.available or candidate.kind == "graph":
+            continue
+        logits = inputs.logits * 1  # no leaf, for what works in place
+        values = [float(c.loss(logits.clone(), *c.arguments(inputs)).detach()) for c in (candidate, other)]
+        assert values[1] > values[0] * 1.01, name
+
+
+class _Event:
+    """Time on a pretended GPU: a count of the launches before it."""
+
+    def __init__(self, enable_timing):
+        self.at = None
+
+    def record(self):
+        self.at = _Event.launches
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return float(other.at - self.at)
+
+    launches = 0
+
+
+@pytest.mark.parametrize("latency", (False, True))
+def test_gpu_turns(monkeypatch, latency):
+    """How calls are grouped and told apart on a GPU, with its clock pretended and the work on the CPU."""
+    import bench.timing as timing
+
+    class Properties:
+        L2_cache_size = 1024
+
+    slept = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: Properties)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append)
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *size, device, **kw: ones(*size, **kw))
+    known = candidates_of("softmax")
+
+    def counted(function):
+        def call(*arguments):
+            _Event.launches += 1
+            return function(*arguments)
+
+        return call
+
+    budget = timing.Budget(seconds=0.02, min_turns=8, max_turns=8, warmup_calls=2, burst_seconds=5e-3)
+    inputs = [_inputs("softmax", (8, 4), seed=seed) for seed in range(3)]
+    for name in ("focal_cuda", "focal_cuda inplace", "copy_", "sum"):
+        runner = Runner(known[name], inputs, Clock("cuda", latency))
+        runner.function = counted(runner.function)
+        runner.warm_up(budget)
+        assert runner.burst == (5 if latency else 1)  # a launch takes a millisecond on this clock
+        for _ in range(8):
+            runner.turn()
+        summary = runner.summary()
+        assert summary["training"]["p50"] == pytest.approx(1e-3) and summary["turns"] == 8
+        split = known[name].is_loss and not latency
+        assert len(runner.samples.get("forward", ())) == (2 if split else 0)
+        assert ("inference" in summary) == (name == "focal_cuda")
+    assert bool(slept) != latency
 
 
 def test_readme_without_markers_is_left_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 import torch
 
+from bench.losses import GAMMA
 from bench.scenario import Scenario
 
 _PEERS = (
@@ -19,23 +20,28 @@ _LIBRARIES = ("kornia", "MONAI")
 def _segmentation(
     name: str,
     title: str,
-    cpu: tuple[int, ...],
+    cpu: tuple[int, ...] | None,
     cuda: tuple[int, ...],
     quick: tuple[int, ...],
     memory_format: torch.memory_format = torch.contiguous_format,
     target_dtype: torch.dtype = torch.int64,
     more: tuple[str, ...] = (),
+    gamma: float = GAMMA,
 ) -> Scenario:
+    shapes = {"cuda": cuda, "quick": quick}
+    if cpu is not None:
+        shapes["cpu"] = cpu
     return Scenario(
         name=f"segmentation-{name}",
         title=title,
         family="softmax",
-        shapes={"cpu": cpu, "cuda": cuda, "quick": quick},
+        shapes=shapes,
         memory_format=memory_format,
         target_dtype=target_dtype,
         candidates=("focal_cuda", "focal_cuda inplace", *more, *_PEERS),
         baseline="Python MultiClassFocalLoss",
         compiled="compile cross-entropy based",
+        gamma=gamma,
     )
 
 
@@ -89,5 +95,30 @@ SCENARIOS = (
         (2, 4, 128, 128, 128),
         (1, 4, 8, 16, 16),
         more=_LIBRARIES,
+    ),
+    # On a GPU alone from here on.
+    _segmentation(
+        "2-uint8",
+        "Segmentation, 2 classes, uint8 masks",
+        None,
+        (4, 2, 1024, 1024),
+        (1, 2, 16, 16),
+        target_dtype=torch.uint8,
+    ),
+    _segmentation("21", "Segmentation, 21 classes (VOC)", None, (16, 21, 512, 512), (1, 21, 16, 16)),
+    _segmentation("19-odd", "Segmentation, 19 classes, odd size", None, (8, 19, 769, 769), (1, 19, 17, 17)),
+    _segmentation("171", "Segmentation, 171 classes (COCO-Stuff)", None, (4, 171, 640, 640), (1, 171, 16, 16)),
+    _segmentation("1000", "Segmentation, 1000 classes", None, (1, 1000, 512, 512), (1, 1000, 8, 8)),
+    _segmentation(
+        "19-gamma-1.5", "Segmentation, 19 classes, gamma = 1.5", None, (2, 19, 1024, 2048), (1, 19, 16, 16), gamma=1.5
+    ),
+    Scenario(
+        name="segmentation-autotuned",
+        title="Segmentation, 19 classes, torch.compile autotuned",
+        family="softmax",
+        shapes={"cuda": (2, 19, 1024, 2048), "quick": (1, 19, 16, 16)},
+        candidates=("focal_cuda", "Python MultiClassFocalLoss", "autotuned cross-entropy based", "copy_"),
+        baseline="Python MultiClassFocalLoss",
+        compiled="autotuned cross-entropy based",
     ),
 )

@@ -13,6 +13,7 @@ def _sigmoid(anchors: int) -> Scenario:
         baseline="Python torchvision formula",
         compiled="compile torchvision formula",
         group="size-sigmoid",
+        latency=True,
     )
 
 
@@ -26,6 +27,7 @@ def _softmax(edge: int) -> Scenario:
         baseline="Python MultiClassFocalLoss",
         compiled="compile cross-entropy based",
         group="size-softmax",
+        latency=True,
     )
 
 

@@ -19,6 +19,8 @@ SCENARIOS = (
         ),
         baseline="Python MultiClassFocalLoss",
         compiled="compile cross-entropy based",
+        latency=True,
+        cuda_candidates=("focal_cuda, CUDA graph", "F.cross_entropy, CUDA graph"),
     ),
     Scenario(
         name="small-sigmoid",
@@ -33,5 +35,7 @@ SCENARIOS = (
         ),
         baseline="Python torchvision formula",
         compiled="compile torchvision formula",
+        latency=True,
+        cuda_candidates=("focal_cuda, CUDA graph",),
     ),
 )
