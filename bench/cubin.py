@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ TYPES = {
     "int": "int32",
     "long": "int64",
 }
+USUAL = {"Focal", "FocalTerm"}  # loss structs that names do without
 
 
 class Unavailable(Exception):
@@ -160,24 +162,41 @@ def enumerators(root: Path = ROOT) -> dict[str, list[str]]:
     return {name: re.findall(r"\b(k\w+)\b(?=\s*(?:,|$|//))", body) for name, body in found}
 
 
-def short_name(demangled: str, enums: dict[str, list[str]]) -> str:
-    """`void focal::cuda::(anonymous namespace)::rows_kernel<focal::Half, (focal::Mode)1, 19>(...)`
-    -> `rows fp16 gradient 19`."""
-    name = re.sub(r"\(anonymous namespace\)::", "", demangled)
-    head, _, rest = name.partition("<") if "<" in name.partition("(")[0] else name.partition("(")
-    words = [re.sub(r"_kernel$", "", head.split("::")[-1].split()[-1])]
-    if "<" in name.partition("(")[0]:
-        depth, end = 1, 0
-        while depth:
-            depth += {"<": 1, ">": -1}.get(rest[end], 0)
-            end += 1
-        words += _template_words(rest[: end - 1], enums)
-    return " ".join(words)
+def short_names(mangled: Iterable[str]) -> dict[str, str]:
+    """Names for people, by mangled name; as short as they stay different."""
+    enums, demangled = enumerators(), demangle(mangled)
+    brief = {name: short_name(text, enums) for name, text in demangled.items()}
+    often = Counter(brief.values())
+    return {
+        name: brief[name] if often[brief[name]] == 1 else short_name(text, enums, False)
+        for name, text in demangled.items()
+    }
+
+
+def short_name(demangled: str, enums: dict[str, list[str]], brief: bool = True) -> str:
+    """`void focal::cuda::(anonymous namespace)::rows_kernel<focal::FocalTerm<focal::Math, (focal::Exponent)2>,
+    (focal::Mode)1, focal::Half, 19>(...)` -> `rows fp16 two gradient 19`, types first. Brief: without the arithmetic,
+    which follows from the types."""
+    name = demangled.replace("(anonymous namespace)::", "")
+    head = re.match(r"(?:[\w:]+ )?([\w:]+)", name)
+    words = []
+    if name[head.end() : head.end() + 1] == "<":
+        arguments, depth = "", 1
+        for letter in name[head.end() + 1 :]:
+            depth += {"<": 1, ">": -1}.get(letter, 0)
+            if not depth:
+                break
+            arguments += letter
+        if brief:
+            arguments = re.sub(r"[\w:]*Math(<[^<>]*>)?,?", "", arguments)
+        words = [word for word in _template_words(arguments, enums) if word not in USUAL]
+        words.sort(key=lambda word: word not in TYPES.values())
+    return " ".join([head[1].split("::")[-1].removesuffix("_kernel"), *words])
 
 
 def _template_words(arguments: str, enums: dict[str, list[str]]) -> list[str]:
     words = []
-    for token in re.findall(r"\([\w: ]+\)-?\w+|[\w: ]*\w[\w: ]*", arguments):
+    for token in re.findall(r"\([\w: ]+\)-?\w+|\w[\w: ]*", arguments):
         token = token.strip()
         cast = re.fullmatch(r"\(([\w: ]+)\)(-?\w+)", token)
         if cast and (values := enums.get(cast[1].split("::")[-1])):

@@ -4,6 +4,7 @@ issues for most elements. Reads the text of ``nvdisasm -c -g``; knows no file, n
 from __future__ import annotations
 
 import heapq
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -46,11 +47,44 @@ class Instruction:
         return _PIPE.match(self.opcode).lastgroup
 
     def is_a(self, name: str) -> bool:
-        """LDG.E.128 is an LDG, an LDG.E and an LDG.E.128."""
-        return self.opcode == name or self.opcode.startswith(name + ".")
+        """LDG.E.128 is an LDG, an LDG.E and an LDG.E.128; a name may be a regular expression."""
+        return re.match(rf"(?:{name})(?!\w)", self.opcode) is not None
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.predicate, self.opcode, self.operands) if part)
+
+
+class Work:
+    """What a path has to execute, by the beginnings of instructions' names: at least so many, and, where given, at
+    most. The latter keeps a path from making up for arithmetic that it skips by doing other arithmetic twice."""
+
+    def __init__(self, least: Mapping[str, int], most: Mapping[str, int] | None = None):
+        most = most or {}
+        self.names = [*least, *(name for name in most if name not in least)]
+        self.least = tuple(least.get(name, 0) for name in self.names)
+        self.most = tuple(most.get(name, math.inf) for name in self.names)
+        self.nothing = (0,) * len(self.names)
+
+    def __str__(self) -> str:
+        parts = zip(self.names, self.least, self.most, strict=True)
+        return ", ".join(
+            f"{low} {name}" if high in (low, math.inf) else f"{low}..{high} {name}" for name, low, high in parts
+        )
+
+    def count(self, code: Iterable[Instruction]) -> tuple[int, ...]:
+        code = list(code)
+        return tuple(sum(instruction.is_a(name) for instruction in code) for name in self.names)
+
+    def add(self, done: tuple[int, ...], more: tuple[int, ...]) -> tuple[int, ...] | None:
+        """None where that is too much; counted no further than to where it makes a difference."""
+        total = tuple(d + m for d, m in zip(done, more, strict=True))
+        if any(t > high for t, high in zip(total, self.most, strict=True)):
+            return None
+        caps = (low if high == math.inf else high for low, high in zip(self.least, self.most, strict=True))
+        return tuple(min(t, cap) for t, cap in zip(total, caps, strict=True))
+
+    def enough(self, done: tuple[int, ...]) -> bool:
+        return all(d >= low for d, low in zip(done, self.least, strict=True))
 
 
 @dataclass
@@ -184,33 +218,23 @@ class Function:
         issued = [i for block in ranges for i in self.instructions[block.first : block.last + 1]]
         return [instruction for instruction in issued if instruction.opcode != "NOP"]
 
-    def cheapest(
-        self, start: int, ends: Iterable[int], require: Mapping[str, int], within: Iterable[int] | None = None
-    ) -> list[int] | None:
-        """Of the acyclic paths that execute at least the required number of each instruction, the one that issues
-        the fewest: it goes past a rare patch, but not past the arithmetic. None where there is no such path."""
-        names, ends = list(require), set(ends)
-        allowed = set(range(len(self.blocks)) if within is None else within)
-        weight, gain = {}, {}
-        for index in allowed:
-            code = self.code([index])
-            weight[index] = len(code)
-            gain[index] = [sum(i.is_a(name) for i in code) for name in names]
+    def cheapest(self, start: int, ends: Iterable[int], work: Work, within: Iterable[int] | None = None) -> list[int]:
+        """Of the acyclic paths that do the work, the one that issues the fewest instructions: it goes past a rare
+        patch, but not past the arithmetic. Empty where there is no such path."""
+        ends, allowed = set(ends), set(range(len(self.blocks)) if within is None else within)
+        code = {index: self.code([index]) for index in allowed}
+        gain = {index: work.count(code[index]) for index in allowed}
 
-        def enter(block: int, have: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(min(h + g, require[n]) for h, g, n in zip(have, gain[block], names, strict=True))
-
-        # Dijkstra over (block, what has been executed so far, no more of it than is required).
-        goal = tuple(require[name] for name in names)
-        first = (start, enter(start, (0,) * len(names)))
-        cost, origin = {first: weight[start]}, {first: None}
-        queue = [(weight[start], first)]
+        # Dijkstra over (block, work done so far).
+        first = (start, work.add(work.nothing, gain[start]))
+        cost, origin = {first: len(code[start])}, {first: None}
+        queue = [(cost[first], first)] if first[1] is not None else []
         while queue:
             slots, state = heapq.heappop(queue)
             if slots > cost[state]:
                 continue
-            block, have = state
-            if block in ends and have == goal:
+            block, done = state
+            if block in ends and work.enough(done):
                 path = []
                 while state is not None:
                     path.append(state[0])
@@ -219,30 +243,27 @@ class Function:
             for successor in self.blocks[block].successors:
                 if successor not in allowed or (block, successor) in self.back_edges:
                     continue
-                following = (successor, enter(successor, have))
-                total = slots + weight[successor]
-                if total < cost.get(following, total + 1):
+                following = (successor, work.add(done, gain[successor]))
+                total = slots + len(code[successor])
+                if following[1] is not None and total < cost.get(following, total + 1):
                     cost[following], origin[following] = total, state
                     heapq.heappush(queue, (total, following))
-        return None
+        return []
 
-    def main_loop(self, require: Mapping[str, int]) -> list[int] | None:
-        """The main path of a kernel that loops: through the innermost loop that has such a path, from header to
-        latch. Where several do, side by side, the one with most of what is required: the unrolled one, not its rest."""
+    def main_loop(self, work: Work) -> list[int]:
+        """The main path of a kernel that loops: through the innermost loop that does the work, from header to latch.
+        Where several do, side by side, the one that does most of it: the unrolled one, not its rest."""
         fits: list[tuple[Loop, list[int]]] = []
         for loop in self.loops:
             if any(other.blocks < loop.blocks for other, _ in fits):
                 continue
-            if path := self.cheapest(loop.header, loop.latches, require, loop.blocks):
+            if path := self.cheapest(loop.header, loop.latches, work, loop.blocks):
                 fits.append((loop, path))
-        return max((path for _, path in fits), key=lambda path: self._work(path, require), default=None)
+        return max((path for _, path in fits), key=lambda path: sum(work.count(self.code(path))), default=[])
 
-    def main_line(self, require: Mapping[str, int]) -> list[int] | None:
+    def main_line(self, work: Work) -> list[int]:
         """The main path of a kernel that does its work once, from entry to exit."""
-        return self.cheapest(0, (index for index, block in enumerate(self.blocks) if block.leaves), require)
-
-    def _work(self, path: list[int], require: Mapping[str, int]) -> int:
-        return sum(i.is_a(name) for i in self.code(path) for name in require)
+        return self.cheapest(0, (index for index, block in enumerate(self.blocks) if block.leaves), work)
 
 
 def _ends_block(flow: tuple[list[int], bool, bool], index: int) -> bool:

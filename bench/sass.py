@@ -23,11 +23,14 @@ from typing import Any
 from tabulate import tabulate
 
 from bench import cubin
-from bench.flow import Function, Instruction, parse
+from bench.flow import Function, Instruction, Work, parse
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 TOLERANCE = 0.15  # of a recorded number, before it is a problem: less is the compiler's mood
 COSTS = ("slots", "mufu")  # what is recorded and compared
+# An H200 at 1.98 GHz, each second: bytes copied, and over its 132 multiprocessors what can be issued.
+COPY_RATE = 4.3e12
+RATES = {"slots": 33.5e12, "alu": 16.7e12, "mufu": 4.18e12}
 SIZES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8, "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8}
 
 
@@ -47,12 +50,12 @@ class Kernel:
         return self.function is not None and bool(self.family) and "path" in self.family
 
     @cached_property
-    def path(self) -> list[int] | None:
+    def path(self) -> list[int]:
         """Blocks of the main path, where the family says that it is: in a loop, or along the whole kernel."""
         if not self.counted:
-            return None
+            return []
         search = {"loop": self.function.main_loop, "line": self.function.main_line}[self.family["path"]]
-        return search(self.requirement())
+        return search(self.work())
 
     @property
     def elements(self) -> float:
@@ -69,6 +72,14 @@ class Kernel:
             return {}
         pipes = Counter(instruction.pipe for instruction in self.code)
         return {name: count / self.elements for name, count in {"slots": len(self.code), **pipes}.items()}
+
+    def headroom(self) -> float | None:
+        """How many times as fast as memory can be copied the main path can be issued; below 1 it is the bound."""
+        if not self.path or "bytes" not in self.family:
+            return None
+        costs = self.per_element()
+        slowest = max(costs.get(name, 0) / rate for name, rate in RATES.items())
+        return self.evaluate(self.family["bytes"]) / COPY_RATE / slowest
 
     def calls(self) -> list[str]:
         """Subroutines called on the main path, whose instructions are not in the count."""
@@ -94,9 +105,9 @@ class Kernel:
         if not self.counted:
             return []
         if not self.path:
-            return [f"has no main path that executes {self.requirement()}"]
+            return [f"has no main path with {self.work()}"]
         if not self.recorded:
-            return ["has no recorded budget: python -m bench.sass --record"]
+            return ["has no recorded budget (--record)"]
         return [
             f"issues {self.measured()[name]:g} {name} per element, recorded are {budget:g}"
             for name, budget in self.recorded.items()
@@ -106,9 +117,13 @@ class Kernel:
     def problems(self) -> list[str]:
         return self.usage_problems() + self.path_problems()
 
-    def requirement(self) -> dict[str, int]:
-        """What a main path executes at the least, such as {"MUFU": 24, "LDG": 1}."""
-        return {name: int(self.evaluate(formula)) for name, formula in self.family.get("require", {}).items()}
+    def work(self) -> Work:
+        """What the main path executes, such as {"MUFU": 24, "LDG": 1}."""
+
+        def counts(name: str) -> dict[str, int]:
+            return {opcode: int(self.evaluate(formula)) for opcode, formula in self.family.get(name, {}).items()}
+
+        return Work(counts("at_least"), counts("at_most"))
 
     def evaluate(self, formula: str | float) -> float:
         """A formula of budgets.json: arithmetic on the named groups of the family's expression."""
@@ -139,15 +154,13 @@ def measure(architecture: str = "sm_90", say: Callable[[str], None] | None = Non
     files = cubin.compile_all(architecture, nvdisasm)
     say(f"{sum(f.fresh for f in files)} of {len(files)} files compiled, {time.monotonic() - start:.1f} s")
 
-    budgets, enums = read_budgets(), cubin.enumerators()
-    names = cubin.demangle(name for file in files for name in file.usage)
+    budgets = read_budgets()
+    names = cubin.short_names(name for file in files for name in file.usage)
     kernels = []
     for file in files:
         functions = parse(file.listing)
         for mangled, usage in file.usage.items():
-            kernel = Kernel(
-                cubin.short_name(names[mangled], enums), mangled, file.source, usage, functions.get(mangled)
-            )
+            kernel = Kernel(names[mangled], mangled, file.source, usage, functions.get(mangled))
             kernel.family = _first(budgets["families"], kernel.name)
             kernel.recorded = budgets["recorded"].get(kernel.name, {})
             goal = _first(budgets["goals"], kernel.name) or {}
@@ -183,36 +196,48 @@ def dump(budgets: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(f"  {json.dumps(key)}: {section(value)}" for key, value in budgets.items()) + "\n}\n"
 
 
-LEGEND = (
-    "Per element of the main path: issue slots and, of these, MUFU, each beside its recorded budget (bud.) and goal.\n"
-    "other: uniform, control, constants, fp64, conversions on MUFU's unit (xu)."
-)
+LEGEND = """\
+Per element of the main path: issue slots and, of these, MUFU, each beside its recorded budget (bud.) and goal.
+other: uniform, control, constants, fp64, conversions on MUFU's unit (xu). spill: bytes stored / loaded.
+/copy: how fast an H200 could issue this, where 1 is a copy of the same bytes: below 1, arithmetic is the bound."""
 
 
 def table(kernels: list[Kernel]) -> str:
-    header = [*"kernel regs smem slots bud. goal MUFU bud. goal FMA ALU LSU other".split(), ""]
+    header = [*"kernel regs smem spill slots bud. goal MUFU bud. goal FMA ALU LSU other /copy".split(), ""]
     rows = []
     for kernel in kernels:
-        costs = kernel.per_element()
-        row = [kernel.name, kernel.usage.registers, kernel.usage.shared]
+        costs, usage = kernel.per_element(), kernel.usage
+        spill = f"{usage.spill_stores}/{usage.spill_loads}" if usage.spill_stores or usage.spill_loads else ""
+        row = [kernel.name, usage.registers, usage.shared, spill]
         for name in COSTS:
             row += [costs.get(name, 0) if costs else None, kernel.recorded.get(name), kernel.goal.get(name)]
-        if costs:
-            row += [costs.get(pipe, 0) for pipe in ("fma", "alu", "lsu")]
-            row.append(costs["slots"] - sum(costs.get(pipe, 0) for pipe in ("mufu", "fma", "alu", "lsu")))
-        else:
-            row += [None] * 4
+        pipes = [costs.get(pipe, 0) for pipe in ("fma", "alu", "lsu")] if costs else [None] * 3
+        other = costs["slots"] - sum(pipes) - costs.get("mufu", 0) if costs else None
         notes = [f"{pipe} {costs[pipe]:.3g}" for pipe in ("xu", "fp64") if pipe in costs]
         notes += [f"{len(kernel.calls())} calls"] if kernel.calls() else []
-        rows.append([*row, ", ".join([*notes, *(["!"] if kernel.problems() else [])])])
-    formats = ("", "", "", *[".1f"] * 3, *[".2f"] * 3, *[".1f"] * 4, "")
-    return tabulate(rows, header, floatfmt=formats, disable_numparse=[len(header) - 1])
+        notes += ["!"] if kernel.problems() else []
+        rows.append([*row, *pipes, other, kernel.headroom(), ", ".join(notes)])
+    formats = [*[""] * 4, *[".1f"] * 3, *[".2f"] * 3, *[".1f"] * 4, ".2f", ""]
+    return tabulate(rows, header, floatfmt=formats, disable_numparse=[0, 3, len(header) - 1])
+
+
+def complaints(kernels: list[Kernel]) -> str:
+    """One line for each problem, however many kernels have it."""
+    having: dict[str, list[str]] = {}
+    for kernel in kernels:
+        for problem in kernel.problems():
+            having.setdefault(problem, []).append(kernel.name)
+    return "".join(
+        f"! {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {problem}\n"
+        for problem, names in having.items()
+    )
 
 
 def annotated(kernel: Kernel) -> str:
-    """The main path, with what executes each instruction, where it comes from, and what is passed over."""
+    """The main path, with what executes each instruction, where it comes from, and what is passed over; then the lines
+    of source that most of it comes from."""
     if not kernel.path:
-        raise SystemExit(f"{kernel.name} has no main path")
+        raise SystemExit(f"{kernel.name} has no main path: {'; '.join(kernel.problems()) or 'none is declared'}")
     lines, following = [f"{kernel.name}: {len(kernel.code)} slots, {kernel.elements:g} elements"], None
     for instruction in kernel.code:
         if following is not None and instruction.address > following:
@@ -221,6 +246,8 @@ def annotated(kernel: Kernel) -> str:
             lines.append("        ... back")
         following = instruction.address + 16
         lines.append(f"  {instruction.address:05x} {instruction.pipe:8}{str(instruction):64} {instruction.source}")
+    by_line = Counter(instruction.source for instruction in kernel.code).most_common(20)
+    lines += ["slots per element, by line:", *(f"  {n / kernel.elements:6.2f}  {source}" for source, n in by_line)]
     return "\n".join(lines)
 
 
@@ -265,9 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(table(chosen))
         print(LEGEND)
-        for kernel in chosen:
-            for problem in kernel.problems():
-                print(f"! {kernel.name} {problem}")
+        print(complaints(chosen), end="")
     return int(any(kernel.problems() for kernel in chosen))
 
 
