@@ -6,9 +6,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from simt import build
+from simt.emulation import Emulation
 
-# Every test that takes `device` runs on each of these.
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+# Every test that takes `device` runs on each of these. "simt": the CUDA kernels, emulated on the CPU.
+DEVICES = ["cpu"] + (["simt"] if build.compiler() else []) + (["cuda"] if torch.cuda.is_available() else [])
+
+_emulation = pytest.StashKey[Emulation]()
 
 # Derandomised: a failure must not depend on the day. No deadline: the first call of an op is a slow one.
 settings.register_profile(
@@ -22,16 +26,18 @@ settings.load_profile("focal_cuda")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--devices", metavar="NAMES", help="run only the tests that take `device`, on these: cpu,cuda")
+    parser.addoption(
+        "--devices", metavar="NAMES", help="run only the tests that take `device`, on these: cpu,simt,cuda"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not (wanted := config.getoption("--devices")):
-        return
+    wanted = (config.getoption("--devices") or "").split(",")
     kept, left = [], []
     for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        (kept if params.get("device") in wanted.split(",") else left).append(item)
+        backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+        emulated_in_vain = backend == "simt" and (wanted == [""] or item.get_closest_marker("native"))
+        (left if emulated_in_vain or (wanted != [""] and backend not in wanted) else kept).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
 
@@ -42,9 +48,43 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = "not large"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if ran := config.stash.get(_emulation, None):
+        kernels = f"{ran.kernels} CUDA kernels under {len(ran.names)} names"
+        terminalreporter.write_line(f"simt: {ran.launches} launches of {kernels}, emulated with seed {ran.seed}")
+    elif "simt" not in DEVICES:
+        terminalreporter.write_line("simt: no C++ compiler, so no CUDA kernel was emulated")
+
+
+@pytest.fixture(scope="session")
+def emulation(pytestconfig: pytest.Config) -> Emulation:
+    """The emulation of the CUDA kernels, built if it has to be."""
+    try:
+        pytestconfig.stash[_emulation] = Emulation()
+    except build.BuildFailed as error:
+        pytest.exit(str(error), returncode=1)  # it would be said of a thousand tests
+    return pytestconfig.stash[_emulation]
+
+
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest) -> str:
+    """Whose kernels the test runs; "simt" and "cpu" take the same tensors."""
     return request.param
+
+
+@pytest.fixture
+def device(backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the test puts its tensors. The public functions run the kernels of the backend on them."""
+    if backend == "simt":
+        request.getfixturevalue("emulation").use(monkeypatch)
+        return "cpu"
+    return backend
+
+
+@pytest.fixture
+def operators(backend: str, request: pytest.FixtureRequest) -> torch._ops._OpNamespace:
+    """torch.ops.focal_cuda, or what stands for it in the emulation."""
+    return request.getfixturevalue("emulation").operators if backend == "simt" else torch.ops.focal_cuda
 
 
 @pytest.fixture(autouse=True)

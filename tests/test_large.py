@@ -39,7 +39,7 @@ def far_apart(device: str) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 @ops
 @pytest.mark.parametrize("case", list(far_apart("cpu")))
-def test_offsets(op: str, case: str, device: str) -> None:
+def test_offsets(op: str, case: str, device: str, operators) -> None:
     """Memory that is reserved and never touched costs nothing, so this needs a few pages only."""
     if device == "cuda" and available(device) < 6 * GIB:
         pytest.skip("needs 6 GiB of GPU memory")
@@ -57,7 +57,7 @@ def test_offsets(op: str, case: str, device: str) -> None:
     assert torch.equal(run(op, logits, targets, **kwargs).loss, expected.loss)
     torch.testing.assert_close(run(op, logits, targets, **kwargs).grad, expected.grad, rtol=2**-7, atol=0)
     # The in-place operator writes as far away as it reads.
-    operator = getattr(torch.ops.focal_cuda, f"{op}_inplace").default
+    operator = getattr(operators, f"{op}_inplace").default
     loss, _ = operator(logits, targets, None, None, 1.0, 1.0, 1.0, 2.0, 1, -100, size[1], 2)
     summed = run(op, plain, targets, None, 2.0, "sum")
     assert_close(loss, summed.loss.double(), loss_bound(summed.loss.double(), torch.float32), "loss")
@@ -96,6 +96,7 @@ def expanded(device: str) -> dict[str, Callable[[], tuple[str, Tensor, Tensor]]]
 
 
 @pytest.mark.slow
+@pytest.mark.native
 @pytest.mark.parametrize("case", list(expanded("cpu")))
 def test_elements(case: str, device: str) -> None:
     op, logits, targets = expanded(device)[case]()
@@ -108,6 +109,7 @@ def test_elements(case: str, device: str) -> None:
 
 
 @pytest.mark.large
+@pytest.mark.native
 @ops
 def test_gradients(op: str, device: str) -> None:
     """4.3 GB of logits and as much of gradients, with the last rows looked at."""

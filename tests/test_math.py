@@ -79,10 +79,10 @@ def grid(dtype: torch.dtype) -> Tensor:
     return torch.cat([positive, -positive, torch.tensor([torch.inf, -torch.inf, torch.nan])]).to(dtype)
 
 
-def check_margins(gamma: float, dtype: torch.dtype, device: str = "cpu") -> None:
+def check_margins(gamma: float, dtype: torch.dtype, device: str = "cpu", operators=torch.ops.focal_cuda) -> None:
     """Value and derivative at tens of thousands of margins, of all sizes and both signs."""
     z = grid(dtype)
-    value, deriv = torch.ops.focal_cuda.margin_probe(z.to(device), gamma)
+    value, deriv = operators.margin_probe(z.to(device), gamma)
     exact = z.double().requires_grad_()
     truth = reference.sigmoid_focal_loss(exact, torch.ones_like(exact), None, gamma, "none")
     (slope,) = torch.autograd.grad(truth.sum(), exact)
@@ -103,31 +103,31 @@ def test_unknown_functions_are_refused(bad: str) -> None:
 
 @pytest.mark.parametrize("gamma", [*GAMMAS, 0.1, 0.999, 1.001, 2.001, 4.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-def test_margins(gamma: float, dtype: torch.dtype, device: str) -> None:
-    check_margins(gamma, dtype, device)
+def test_margins(gamma: float, dtype: torch.dtype, device: str, operators) -> None:
+    check_margins(gamma, dtype, device, operators)
 
 
-def test_exponents_join_smoothly(device: str) -> None:
+def test_exponents_join_smoothly(device: str, operators) -> None:
     """The special cases of gamma are short cuts, not other functions."""
     z = torch.linspace(-20, 20, 4001, device=device)
     for gamma in (0.0, 1.0, 2.0):
-        for a, b in zip(*(torch.ops.focal_cuda.margin_probe(z, gamma + d) for d in (0.0, 1e-9)), strict=True):
+        for a, b in zip(*(operators.margin_probe(z, gamma + d) for d in (0.0, 1e-9)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
 
 
-def test_the_loss_falls_and_stays_positive(device: str) -> None:
+def test_the_loss_falls_and_stays_positive(device: str, operators) -> None:
     """More margin is never worse: a training step may rely on the sign of the slope."""
     z = torch.linspace(-30, 30, 20_001, dtype=torch.float64, device=device)
     for gamma in GAMMAS:
-        value, deriv = torch.ops.focal_cuda.margin_probe(z, gamma)
+        value, deriv = operators.margin_probe(z, gamma)
         assert (value.diff() < 0).all() and (value > 0).all() and (deriv < 0).all()
 
 
-def test_the_probe_and_the_loss_are_one(device: str) -> None:
+def test_the_probe_and_the_loss_are_one(device: str, operators) -> None:
     """The public function has the arithmetic of the probe, to the bit."""
     z = torch.linspace(-100, 100, 4099, device=device)
     for gamma in GAMMAS:
-        value, deriv = torch.ops.focal_cuda.margin_probe(z, gamma)
+        value, deriv = operators.margin_probe(z, gamma)
         x = z.clone().requires_grad_()
         loss = focal_cuda.sigmoid_focal_loss(x, torch.ones_like(z), None, gamma, "none")
         (grad,) = torch.autograd.grad(loss.sum(), x)
