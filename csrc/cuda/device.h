@@ -66,8 +66,8 @@ cudaError_t launch(const char* name, void (*kernel)(Parameters...), const Grid& 
   config.attrs = &cluster;
   config.numAttrs = grid.cluster > 1 ? 1 : 0;
   if (grid.shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(grid.shared_bytes));
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
     if (error != cudaSuccess) return error;
   }
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);

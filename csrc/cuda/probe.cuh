@@ -1,9 +1,7 @@
 // Entries of probe.cu for the glue. Must not know: torch.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
-#include <cstdint>
+#include "cuda/task.h"
 
 namespace focal::cuda {
 

@@ -18,7 +18,14 @@ enum class DType : int {
   kInt64
 };  // bool is kUInt8
 
-template <class Real>
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class Storage>
 struct DTypeOf;
 template <>
 struct DTypeOf<float> {
@@ -28,12 +35,13 @@ template <>
 struct DTypeOf<double> {
   static constexpr DType value = DType::kFloat64;
 };
-
-struct Half {
-  uint16_t bits;
+template <>
+struct DTypeOf<Half> {
+  static constexpr DType value = DType::kFloat16;
 };
-struct BFloat16 {
-  uint16_t bits;
+template <>
+struct DTypeOf<BFloat16> {
+  static constexpr DType value = DType::kBFloat16;
 };
 
 template <class Real, class Storage>

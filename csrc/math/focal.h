@@ -51,15 +51,18 @@ struct Logistic {
 
   FOCAL_INLINE explicit Logistic(Real x) {
     const Real e = Math::exp(-absolute(x));
-    const Real l = Math::log1p(e);
-    minus_log_p = l + positive_part(-x);
-    minus_log_q = l + positive_part(x);
     if constexpr (Math::kDivides) {
+      const Real l = Math::log1p(e);
+      minus_log_p = l + positive_part(-x);
+      minus_log_q = l + positive_part(x);
       const Real larger = Real(1) / (Real(1) + e);
       const Real smaller = e * larger;
       p = x >= Real(0) ? larger : smaller;
       q = x >= Real(0) ? smaller : larger;
     } else {
+      const Real ratio = Math::log1p_over(e);  // each sum below is one fused instruction
+      minus_log_p = e * ratio + positive_part(-x);
+      minus_log_q = e * ratio + positive_part(x);
       p = Math::exp(-minus_log_p);
       q = Math::exp(-minus_log_q);
     }
@@ -82,14 +85,12 @@ struct Focal {
     return combine(s.q, finite(s.minus_log_q), s.minus_log_p, finite(s.minus_log_p));
   }
 
-  // The same by fewer instructions, for margins whose value comes out below kModerate. Any other margin, NaN included,
-  // gives a value that is not below it, and has to be evaluated again.
-  static constexpr Real kModerate = 64;
-  FOCAL_INLINE ValueDeriv<Real> moderate(Real margin) const {
-    const Real e = Math::exp(-absolute(margin));
-    const Real ce = e * Math::log1p_over(e) + positive_part(-margin);
-    const Real minus_log_q = ce + margin;
-    return combine(Math::exp(-minus_log_q), minus_log_q, ce, ce);
+  // The same without the guards, for margins whose value comes out below kUnguarded. Any other margin, infinities and
+  // NaN, gives a value that is not below it, and has to be evaluated again.
+  static constexpr Real kUnguarded = Real(1e30);
+  FOCAL_INLINE ValueDeriv<Real> unguarded(Real margin) const {
+    const Logistic<Math> s(margin);
+    return combine(s.q, s.minus_log_q, s.minus_log_p, s.minus_log_p);
   }
 
  private:
@@ -133,8 +134,8 @@ struct Probe {
     const bool out = margin >= kNoMargin<Real>;
     return {out ? Real(0) : margin, out ? Real(0) : Real(1)};
   }
-  static constexpr Real kModerate = std::numeric_limits<Real>::infinity();
-  FOCAL_INLINE ValueDeriv<Real> moderate(Real margin) const { return (*this)(margin); }
+  static constexpr Real kUnguarded = std::numeric_limits<Real>::infinity();
+  FOCAL_INLINE ValueDeriv<Real> unguarded(Real margin) const { return (*this)(margin); }
   FOCAL_INLINE ValueDeriv<Real> operator()(Real logit, Real target) const { return {logit * target, Real(1)}; }
 };
 

@@ -1,0 +1,492 @@
+// Sigmoid engine: every logit is an element of its own. Three kernels walk memory in vectors, one walks any strides:
+//   rows     [N, C], classes contiguous, class index targets: a thread keeps its classes and goes from row to row
+//   planes   strided classes, class index targets: a thread keeps its positions and goes from class to class
+//   dense    targets shaped like the logits, all in the same flat memory
+//   strided  anything else, and float64: one element at a time
+// Almost every element is a negative. A vector is evaluated as negatives; ignored elements are taken out before and
+// positives patched in afterwards, in branches that few vectors enter.
+//   traffic        logits read once, gradient written once, labels once (from the caches, where classes share them)
+//   mapping        16-byte vectors, the next one on its way while a thread works on one
+//   determinism    a block's elements and the order of its sum follow from the shape alone
+//   participation  every thread of a block reaches leave_partial, with or without elements
+// Must not know: which loss Term is, torch.
+#pragma once
+
+#include "cuda/labels.h"
+#include "cuda/places.h"
+#include "cuda/reduce.h"
+#include "cuda/term.h"
+
+namespace focal::cuda {
+
+constexpr unsigned kElementThreads = 256;
+// On a multiprocessor: at most 64 and 80 registers, and bytes enough in flight.
+template <class Storage>
+constexpr int kElementBlocks = sizeof(Storage) == 2 ? 3 : 4;
+
+template <class Storage>
+constexpr int kVectorOf = 16 / static_cast<int>(sizeof(Storage));
+
+// What the kernels need of a task, in the computing type.
+template <class Real>
+struct Elements {
+  const void* logits;
+  void* gradient;
+  const void* targets;
+  Real* loss;                 // unreduced, or null
+  const Real* upstream_each;  // of an unreduced loss, or null
+  const Real* alpha;          // [classes], or null
+  Real positive_weight, negative_weight, gamma;
+  DType target_dtype;
+  int32_t classes;
+  IndexRule index;
+  int64_t ordinary;  // the label that almost all have: a negative for every class
+  DenseRule dense_rule;
+  Scaling scaling;
+  Partial* partials;
+};
+
+// One vector of elements: offsets of element 0, distance of its neighbours, and how many of them exist.
+struct Place {
+  int64_t logits, gradient;
+  int32_t first_class, class_step;  // element i is of class (first_class + i class_step) % classes
+  int spread, count;
+};
+
+template <class Term, Mode mode, class Storage>
+class VectorOfElements {
+  using Math = typename Term::Math;
+  using Real = typename Math::Real;
+
+ public:
+  static constexpr int kCount = kVectorOf<Storage>;
+
+  FOCAL_DEVICE VectorOfElements(const Elements<Real>& a, Real scale, Findings<Real>& found)
+      : a_(a), loss_(Term::hard(a.gamma)), scale_(scale), found_(found) {}
+
+  FOCAL_DEVICE Vector<Storage, kCount> read(const Place& place) const {
+    const Storage* logits = static_cast<const Storage*>(a_.logits) + place.logits;
+    if (place.spread == 1 && place.count == kCount) return load_vector<Cache::kOnce, kCount>(logits, true);
+    Vector<Storage, kCount> raw{};
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < place.count) raw.item[i] = load<Cache::kOnce>(logits + i * place.spread);
+    }
+    return raw;
+  }
+
+  // Class index targets. positives, ignored: a bit for each element that is.
+  // each_at(): the offset of element 0 in an unreduced loss or upstream.
+  template <class EachAt>
+  FOCAL_DEVICE void evaluate(const Vector<Storage, kCount>& raw, const Place& place, const EachAt& each_at,
+                             unsigned positives, unsigned ignored) {
+    Real slope[kCount];
+    if (ignored) found_.ignored += __popc(ignored);
+    if (a_.alpha || a_.loss || a_.upstream_each) {
+      one_by_one(raw, place, each_at(), positives, ignored, slope);
+      write(place, slope);
+      return;
+    }
+    const unsigned out = positives | ignored | ~0u << place.count;
+    Real sum = 0;
+    negatives(raw, out, [&](Real margin) { return loss_.unguarded(margin); }, sum, slope);
+    if (!(sum < Term::Hard::kUnguarded)) {
+      sum = 0;
+      // Read again, so that the logits need not be kept beside their gradient.
+      negatives(read(place), out, [&](Real margin) { return loss_(margin); }, sum, slope);
+    }
+    found_.sum += a_.negative_weight * sum;
+    while (positives) {
+      const int own = __ffs(static_cast<int>(positives)) - 1;
+      positives &= positives - 1;
+      // Read again: an index into registers that is known at run time alone would put them into memory.
+      const Storage* logits = static_cast<const Storage*>(a_.logits);
+      const ValueDeriv<Real> result =
+          loss_(Math::to_units(to_real<Real>(load(logits + place.logits + own * place.spread))));
+      found_.sum += a_.positive_weight * result.value;
+      const Real patch = a_.positive_weight * scale_ * result.deriv;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) slope[i] = i == own ? patch : slope[i];
+    }
+    write(place, slope);
+  }
+
+  // Dense targets, hard or soft.
+  FOCAL_DEVICE void evaluate(const Vector<Storage, kCount>& raw, const Place& place, const Real (&target)[kCount]) {
+    Real x[kCount], value[kCount], slope[kCount];
+    widen(raw, x);
+    bool special = false;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) special |= target[i] != Real(0) && target[i] != Real(1);
+    Real sum = 0;
+    if (!special) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const bool is_positive = target[i] != Real(0);
+        const Real sign = is_positive ? Real(1) : Real(-1);
+        const Real weight = is_positive ? a_.positive_weight : a_.negative_weight;
+        const ValueDeriv<Real> result = loss_.unguarded(sign * Math::to_units(x[i]));
+        sum += result.value;
+        value[i] = weight * result.value;
+        slope[i] = sign * weight * scale_ * result.deriv;
+      }
+    }
+    if (special || !(sum < Term::Hard::kUnguarded)) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) soft_or_ignored(place, i, x[i], target[i], value[i], slope[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) found_.sum += i < place.count ? value[i] : Real(0);
+    if (a_.loss || a_.upstream_each) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (i >= place.count) continue;
+        if (a_.loss) store(a_.loss + place.logits + i, value[i] * Math::kUnit);
+        if (mode == Mode::kGradient && a_.upstream_each && slope[i] != Real(0))
+          slope[i] *= load(a_.upstream_each + place.logits + i);
+      }
+    }
+    write(place, slope);
+  }
+
+ private:
+  // The sum of the values in Term's units and the gradients, of elements that are negatives or `out`.
+  template <class Evaluate>
+  FOCAL_DEVICE void negatives(const Vector<Storage, kCount>& raw, unsigned out, const Evaluate& evaluate, Real& sum,
+                              Real (&slope)[kCount]) const {
+    const Real factor = -a_.negative_weight * scale_;
+    Real x[kCount];
+    widen(raw, x);
+    if (out & ((1u << kCount) - 1)) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] = out >> i & 1 ? -kNoMargin<Real> : x[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const ValueDeriv<Real> result = evaluate(-Math::to_units(x[i]));
+      slope[i] = factor * result.deriv;
+      sum += result.value;
+    }
+  }
+
+  // Where something differs from element to element: a weight for each class, a loss or an upstream for each element.
+  FOCAL_DEVICE void one_by_one(const Vector<Storage, kCount>& raw, const Place& place, int64_t each, unsigned positives,
+                               unsigned ignored, Real (&slope)[kCount]) const {
+    Real x[kCount];
+    widen(raw, x);
+    int32_t c = place.first_class;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      slope[i] = 0;
+      if (i >= place.count) continue;
+      const bool is_positive = positives >> i & 1, is_ignored = ignored >> i & 1;
+      Real weight = is_positive ? a_.positive_weight : a_.negative_weight;
+      if (a_.alpha) {
+        const Real alpha = load(a_.alpha + c);
+        weight = is_positive ? alpha : Real(1) - alpha;
+      }
+      const Real sign = is_positive ? Real(1) : Real(-1);
+      const ValueDeriv<Real> result = loss_(sign * Math::to_units(x[i]));
+      const Real value = is_ignored ? Real(0) : weight * result.value;
+      found_.sum += value;
+      const int64_t at = each + static_cast<int64_t>(i) * place.spread;
+      if (a_.loss) store(a_.loss + at, value * Math::kUnit);
+      if (mode == Mode::kGradient) {
+        const Real upstream = a_.upstream_each ? load(a_.upstream_each + at) : Real(1);
+        slope[i] = is_ignored ? Real(0) : sign * weight * scale_ * upstream * result.deriv;
+      }
+      c += place.class_step;
+      c = c == a_.classes ? 0 : c;
+    }
+  }
+
+  FOCAL_DEVICE void soft_or_ignored(const Place& place, int i, Real x, Real target, Real& value, Real& slope) const {
+    if (i >= place.count) return;
+    if (!a_.dense_rule.counted(target) || !a_.dense_rule.valid(target)) {
+      value = slope = 0;
+      ++found_.ignored;
+      if (a_.dense_rule.counted(target)) found_.invalid = place.logits + i;
+      return;
+    }
+    const Real weight = target * a_.positive_weight + (Real(1) - target) * a_.negative_weight;
+    const ValueDeriv<Real> result = Term::soft(a_.gamma)(Math::to_units(x), target);
+    value = weight * result.value;
+    slope = weight * scale_ * result.deriv;
+  }
+
+  FOCAL_DEVICE void write(const Place& place, const Real (&slope)[kCount]) const {
+    if (mode != Mode::kGradient) return;
+    Storage* gradient = static_cast<Storage*>(a_.gradient) + place.gradient;
+    const Vector<Storage, kCount> raw = narrow<Storage>(slope);
+    if (place.spread == 1 && place.count == kCount) {
+      store_vector<Cache::kOnce>(gradient, raw, true);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < place.count) store<Cache::kOnce>(gradient + i * place.spread, raw.item[i]);
+    }
+  }
+
+  const Elements<Real>& a_;
+  const typename Term::Hard loss_;
+  const Real scale_;
+  Findings<Real>& found_;
+};
+
+// A label's part in a vector whose element `begin` is the label's class `first`, up to element `end`.
+template <class Real>
+FOCAL_DEVICE void mark(const Elements<Real>& a, int64_t at, int64_t label, int begin, int end, int first,
+                       unsigned& positives, unsigned& ignored, Findings<Real>& found) {
+  const int32_t code = code_of(a.index, label);
+  if (code == kBackground) return;
+  if (code < 0) {
+    ignored |= (1u << end) - (1u << begin);
+    if (code == kInvalid) found.invalid = at;
+    return;
+  }
+  const int own = begin + code - first;
+  if (own >= begin && own < end) positives |= 1u << own;
+}
+
+// Rows in groups that are whole vectors, `group_vectors` of them; a step of a block is `step_groups` groups, or, where
+// one group has more vectors than a block has threads, one of the group's `column_blocks` parts.
+template <class Real>
+struct RowsOfElements : Elements<Real> {
+  int64_t rows;
+  int64_t pitch[kOperands];  // from row to row
+  int32_t group_rows, group_vectors, step_groups, column_blocks;
+  int32_t steps;
+};
+
+template <class Term, Mode mode, class Storage>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
+    elementwise_rows(const RowsOfElements<typename Term::Math::Real> a) {
+  using Real = typename Term::Math::Real;
+  constexpr int kCount = kVectorOf<Storage>;
+  Real scale;
+  if (!begin(a.scaling, scale)) return;
+  Findings<Real> found;
+  VectorOfElements<Term, mode, Storage> vector(a, scale, found);
+
+  const int thread = static_cast<int>(threadIdx.x);
+  const int part = static_cast<int>(blockIdx.x) % a.column_blocks;
+  const int in_step = thread / a.group_vectors;  // 0 where there are parts
+  const int column = a.column_blocks > 1 ? part * static_cast<int>(blockDim.x) + thread : thread % a.group_vectors;
+  const bool active = (a.column_blocks > 1 || in_step < a.step_groups) && column < a.group_vectors;
+  const int first = column * kCount;
+  const int row_in_group = first / a.classes;
+  const int c = first - row_in_group * a.classes;
+  const int more_rows = (c + kCount - 1) / a.classes;
+  const int64_t step_rows = static_cast<int64_t>(a.step_groups) * a.group_rows;
+  int64_t row = static_cast<int64_t>(blockIdx.x / a.column_blocks) * a.steps * step_rows +
+                static_cast<int64_t>(a.column_blocks > 1 ? 0 : in_step) * a.group_rows + row_in_group;
+
+  // Whole vectors, and what is left of one in the last rows.
+  const auto place_of = [&](int64_t r) {
+    const int64_t left = a.rows - r;
+    const int count = left > more_rows ? kCount : left > 0 ? static_cast<int>(left * a.classes - c) : 0;
+    return Place{r * a.pitch[kLogits] + c, r * a.pitch[kGradient] + c, c, 1, 1, count};
+  };
+  Place place = place_of(row);
+  if (!active) place.count = 0;
+  Vector<Storage, kCount> next = vector.read(place);
+  for (int step = 1; place.count > 0; ++step) {
+    const Vector<Storage, kCount> raw = next;
+    const Place here = place;
+    const int64_t first_row = row;
+    row += step_rows;
+    place = place_of(row);
+    if (step == a.steps) place.count = 0;
+    next = vector.read(place);
+    unsigned positives = 0, ignored = 0;
+    for (int more = 0; more <= more_rows; ++more) {
+      const int start = more * a.classes - c;  // where the row's class 0 would be
+      if (start >= here.count) break;
+      const int64_t at = (first_row + more) * a.pitch[kTargets];
+      const int64_t label = load_label(a.targets, a.target_dtype, at);
+      if (label != a.ordinary) {
+        const int stop = start + a.classes;
+        mark(a, at, label, start > 0 ? start : 0, stop < kCount ? stop : kCount, start > 0 ? 0 : c, positives, ignored,
+             found);
+      }
+    }
+    vector.evaluate(raw, here, [&] { return first_row * a.pitch[kLoss] + c; }, positives, ignored);
+  }
+  leave_partial(found, Term::Math::kUnit, a.partials);
+}
+
+// Positions in runs of `run` neighbours, cut into tiles of one vector for each thread, times parts of the classes.
+template <class Real>
+struct PlanesOfElements : Elements<Real> {
+  Outer outer;
+  int64_t run;
+  int64_t class_stride[kOperands];
+  int64_t target_stride;  // from position to position
+  int32_t tiles, parts, part_classes;
+  bool aligned;
+};
+
+template <class Term, Mode mode, class Storage>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
+    elementwise_planes(const PlanesOfElements<typename Term::Math::Real> a) {
+  using Real = typename Term::Math::Real;
+  constexpr int kCount = kVectorOf<Storage>;
+  Real scale;
+  if (!begin(a.scaling, scale)) return;
+  Findings<Real> found;
+  VectorOfElements<Term, mode, Storage> vector(a, scale, found);
+
+  const unsigned tile = blockIdx.x % a.tiles, rest = blockIdx.x / a.tiles;
+  const unsigned part = rest % a.parts;
+  int64_t offset[kOperands];
+  a.outer.locate(rest / a.parts, offset);
+  const Lane lane(a.aligned, kCount, tile, a.run);
+  if (lane.count > 0) {
+    int32_t codes[kCount];
+    bool ordinary = true;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      codes[i] = kBackground;
+      if (i < lane.count) {
+        const int64_t at = offset[kTargets] + (lane.first + static_cast<int64_t>(i) * lane.spread) * a.target_stride;
+        codes[i] = code_of(a.index, load_label(a.targets, a.target_dtype, at));
+        if (codes[i] == kInvalid) found.invalid = at;
+        ordinary &= codes[i] == kBackground;
+      }
+    }
+    const int32_t begin_class = static_cast<int32_t>(part) * a.part_classes;
+    const int32_t end_class = begin_class + a.part_classes < a.classes ? begin_class + a.part_classes : a.classes;
+    const auto place_of = [&](int32_t c) {
+      return Place{offset[kLogits] + lane.first + c * a.class_stride[kLogits],
+                   offset[kGradient] + lane.first + c * a.class_stride[kGradient],
+                   c,
+                   0,
+                   lane.spread,
+                   c < end_class ? lane.count : 0};
+    };
+    Vector<Storage, kCount> next = vector.read(place_of(begin_class));
+    for (int32_t c = begin_class; c < end_class; ++c) {
+      const Vector<Storage, kCount> raw = next;
+      next = vector.read(place_of(c + 1));
+      unsigned positives = 0, ignored = 0;
+      if (!ordinary) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          positives |= static_cast<unsigned>(codes[i] == c) << i;
+          ignored |= static_cast<unsigned>(codes[i] < kBackground) << i;
+        }
+      }
+      const auto each_at = [&] { return offset[kLoss] + lane.first + c * a.class_stride[kLoss]; };
+      vector.evaluate(raw, place_of(c), each_at, positives, ignored);
+    }
+  }
+  leave_partial(found, Term::Math::kUnit, a.partials);
+}
+
+// `count` elements; a block takes `steps` times one vector for each thread.
+template <class Real>
+struct DenseElements : Elements<Real> {
+  int64_t count;
+  int32_t steps;
+  bool targets_aligned;
+};
+
+template <class Term, Mode mode, class Storage>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
+    elementwise_dense(const DenseElements<typename Term::Math::Real> a) {
+  using Real = typename Term::Math::Real;
+  constexpr int kCount = kVectorOf<Storage>;
+  Real scale;
+  if (!begin(a.scaling, scale)) return;
+  Findings<Real> found;
+  VectorOfElements<Term, mode, Storage> vector(a, scale, found);
+
+  int64_t at = (static_cast<int64_t>(blockIdx.x) * a.steps * kElementThreads + threadIdx.x) * kCount;
+  for (int step = 0; step < a.steps; ++step, at += kElementThreads * kCount) {
+    if (at >= a.count) break;
+    const int count = a.count - at < kCount ? static_cast<int>(a.count - at) : kCount;
+    const Place place{at, at, 0, 0, 1, count};
+    const Vector<Storage, kCount> raw = vector.read(place);
+    Real target[kCount];
+    if (count == kCount) {
+      load_targets(a.targets, a.target_dtype, at, a.targets_aligned, target);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        target[i] = i < count ? load_target<Real>(a.targets, a.target_dtype, at + i) : Real(0);
+    }
+    vector.evaluate(raw, place, target);
+  }
+  leave_partial(found, Term::Math::kUnit, a.partials);
+}
+
+// Every dimension by its strides, the class among them.
+template <class Real>
+struct StridedElements : Elements<Real> {
+  Outer all;          // elements, the class among their dimensions
+  int32_t class_dim;  // which of them, or -1
+  int64_t count;
+  int32_t steps;
+  bool dense;
+};
+
+template <class Term, Mode mode, class Storage>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
+    elementwise_strided(const StridedElements<typename Term::Math::Real> a) {
+  using Math = typename Term::Math;
+  using Real = typename Math::Real;
+  Real scale;
+  if (!begin(a.scaling, scale)) return;
+  Findings<Real> found;
+  const auto hard = Term::hard(a.gamma);
+  const auto soft = Term::soft(a.gamma);
+
+  int64_t index = static_cast<int64_t>(blockIdx.x) * a.steps * kElementThreads + threadIdx.x;
+  for (int step = 0; step < a.steps && index < a.count; ++step, index += kElementThreads) {
+    int64_t offset[kOperands];
+    const int32_t c = static_cast<int32_t>(a.all.locate(index, offset, a.class_dim));
+    const Real alpha = a.alpha ? load(a.alpha + c) : Real(0);
+    const Real positive_weight = a.alpha ? alpha : a.positive_weight;
+    const Real negative_weight = a.alpha ? Real(1) - alpha : a.negative_weight;
+    Real target = 0;
+    bool counted = true, valid = true;
+    if (a.dense) {
+      target = load_target<Real>(a.targets, a.target_dtype, offset[kTargets]);
+      counted = a.dense_rule.counted(target);
+      valid = a.dense_rule.valid(target);
+    } else {
+      const int32_t code = code_of(a.index, load_label(a.targets, a.target_dtype, offset[kTargets]));
+      counted = code != kIgnored;
+      valid = code != kInvalid;
+      target = code == c ? Real(1) : Real(0);
+    }
+    if (!valid) found.invalid = offset[kTargets];
+    Real value = 0, slope = 0;
+    if (counted && valid) {
+      const Real x = Math::to_units(to_real<Real>(load(static_cast<const Storage*>(a.logits) + offset[kLogits])));
+      const Real weight = target * positive_weight + (Real(1) - target) * negative_weight;
+      ValueDeriv<Real> result;
+      if (target == Real(0) || target == Real(1)) {
+        result = hard(target == Real(1) ? x : -x);
+        result.deriv = target == Real(1) ? result.deriv : -result.deriv;
+      } else {
+        result = soft(x, target);
+      }
+      value = weight * result.value;
+      if (mode == Mode::kGradient) {
+        slope = weight * scale * result.deriv;
+        if (a.upstream_each) slope *= load(a.upstream_each + offset[kUpstream]);
+      }
+    } else {
+      ++found.ignored;
+    }
+    found.sum += value;
+    if (a.loss) store(a.loss + offset[kLoss], value * Math::kUnit);
+    if (mode == Mode::kGradient)
+      store(static_cast<Storage*>(a.gradient) + offset[kGradient], from_real<Storage>(slope));
+  }
+  leave_partial(found, Math::kUnit, a.partials);
+}
+
+}  // namespace focal::cuda
