@@ -12,6 +12,7 @@ VENV_FLAGS ?=
 EXTRAS ?= dev
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?= --json --plot --report
+GPU_FLAGS ?=
 SASS_FLAGS ?=
 DEMO_FLAGS ?=
 
@@ -57,6 +58,10 @@ bench: install  ## measure everything, print tables, write bench/results
 
 sass: install  ## registers, spills, issue slots per element of the CUDA kernels; needs nvcc, no GPU
 	$(PY) -m bench.sass $(SASS_FLAGS)
+
+# With what is there: no environment is made and nothing installed, since such a machine may have no network.
+gpu:  ## on a GPU machine: build, test, measure, and a verdict in 9 minutes (GPU_FLAGS=--help)
+	$(firstword $(wildcard $(PY)) $(PYTHON)) -m bench.gpu $(GPU_FLAGS)
 
 sanitize: install  ## C++ tests under the address and undefined behaviour sanitizers
 	@printf '\n== C++ tests under ASan and UBSan\n'

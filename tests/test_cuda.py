@@ -18,11 +18,8 @@ from torch import Tensor
 
 import focal_cuda
 
-# --devices picks tests by the device they take.
-pytestmark = [
-    pytest.mark.skipif(not focal_cuda.is_available("cuda"), reason="needs a build with CUDA and a GPU"),
-    pytest.mark.usefixtures("device"),
-]
+GPU = torch.cuda.is_available() and focal_cuda.is_available("cuda")
+pytestmark = pytest.mark.skipif(not GPU, reason="needs a GPU and a build for it")
 
 OPS = ["softmax_focal_loss", "sigmoid_focal_loss"]
 ops = pytest.mark.parametrize("op", OPS)
@@ -32,9 +29,7 @@ LONG = 200_000_000
 
 
 @pytest.fixture(params=["cuda"])
-def device(request: pytest.FixtureRequest) -> str:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
