@@ -40,7 +40,7 @@ INHERIT := $(PYTHON) -c 'import sys, sysconfig; \
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" EXTRAS=$(EXTRAS)'
-	@echo '             VENV_FLAGS PYTEST_FLAGS BENCH_FLAGS SASS_FLAGS DEMO_FLAGS FOCAL_CUDA_BUILD=auto|cpu|cuda MAX_JOBS'
+	@echo '             VENV_FLAGS PYTEST_FLAGS BENCH_FLAGS GPU_FLAGS SASS_FLAGS DEMO_FLAGS FOCAL_CUDA_BUILD=auto|cpu|cuda MAX_JOBS'
 
 demo: install  ## set up, then train a detector with three losses; writes demo.png (DEMO_FLAGS=--help)
 	$(PY) examples/dense_digits.py $(DEMO_FLAGS)
