@@ -6,6 +6,7 @@ operators a second time, in the namespace focal_cuda_simt for CPU tensors. Never
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shlex
@@ -115,11 +116,12 @@ def library(root: Path = ROOT, folder: Path = ROOT / "build" / "simt") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     description = folder / "build.ninja"
     text = _build_file(cxx, root)
-    if not description.exists() or description.read_text() != text:
-        description.write_text(text)
-    result = subprocess.run(
-        [_ninja(), "-C", str(folder), f"-j{config.jobs(os.environ)}"], capture_output=True, text=True
-    )
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs at once must not build in one folder
+        if not description.exists() or description.read_text() != text:
+            description.write_text(text)
+        ninja = [_ninja(), "-C", str(folder), f"-j{config.jobs(os.environ)}"]
+        result = subprocess.run(ninja, capture_output=True, text=True)
     if result.returncode != 0:
         start = max(result.stdout.find("FAILED:"), 0)
         problem = result.stdout[start : start + 6000] + result.stderr

@@ -163,6 +163,16 @@ T __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = warpSi
   return simt::detail::shuffle(mask, value, lane + distance > (lane | inside) ? lane : lane + distance);
 }
 
+// Of two numbers of one type, as CUDA has them outside of any namespace; of a NaN and a number the number.
+template <class T, class = std::enable_if_t<std::is_arithmetic<T>::value>>
+inline T min(T a, T b) {
+  return std::is_floating_point<T>::value && b != b ? a : (b < a || a != a ? b : a);
+}
+template <class T, class = std::enable_if_t<std::is_arithmetic<T>::value>>
+inline T max(T a, T b) {
+  return std::is_floating_point<T>::value && b != b ? a : (a < b || a != a ? b : a);
+}
+
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline void __threadfence() {}

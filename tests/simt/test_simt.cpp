@@ -544,6 +544,13 @@ void test_launches_that_cuda_refuses() {
   CHECK(refused(3, 32, 2) && refused(18, 32, 9) && refused(32, 32, 32) && refused(1, 32, 0));
 }
 
+void test_min_and_max() {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  CHECK(min(1, 2) == 1 && max(1, 2) == 2 && min(-1ll, 2ll) == -1 && max(1u, ~0u) == ~0u);
+  CHECK(min(nan, 1.0f) == 1 && min(1.0f, nan) == 1 && max(nan, 1.0f) == 1 && max(1.0f, nan) == 1);
+  CHECK(std::isnan(max(nan, nan)) && __ffs(8) == 4 && __popc(0xf1) == 5);
+}
+
 void test_statistics() {
   const uint64_t before = simt::statistics().launches;
   const size_t kernels = simt::statistics().kernels.size();
@@ -569,6 +576,7 @@ int main() {
   test_global_memory();
   test_exceptions();
   test_launches_that_cuda_refuses();
+  test_min_and_max();
   test_statistics();
   return check::report();
 }
