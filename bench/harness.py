@@ -34,6 +34,8 @@ def run_scenario(
     """Everything measured about one scenario, ready for JSON (seconds, bytes and ratios)."""
     shape = scenario.shapes["quick" if quick else device]
     budget = QUICK if quick else CUDA if device == "cuda" else Budget()
+    if device == "cuda":
+        torch.cuda.empty_cache()  # blocks of another scenario's sizes
     inputs = [scenario.make_inputs(shape, dtype, device, seed) for seed in range(INPUT_SETS[device])]
     clock, oracle = Clock(device, scenario.latency), Oracle(inputs[0])
     torch.compiler.reset()  # other scenarios' shapes would count against the recompile limit

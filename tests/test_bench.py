@@ -1,14 +1,17 @@
 """The benchmark itself: every scenario runs, bytes and memory are true, the verdicts are right."""
 
 import collections
+import contextlib
 import ctypes
 import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from bench import report
 from bench.__main__ import _choose, main
@@ -17,7 +20,7 @@ from bench.inputs import IGNORED, Inputs
 from bench.memory import STATES, peak_bytes
 from bench.scenarios import SCENARIOS, plan
 from bench.targets import TARGETS, Target, share_of_copy, verdicts
-from bench.timing import Clock, Runner, interleave
+from bench.timing import Budget, Clock, Runner, interleave
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -326,13 +329,15 @@ def test_another_gamma_reaches_every_focal_loss(family):
 
 
 class _Event:
-    """Time on a pretended GPU: a count of the launches before it."""
+    """Time on the pretended GPU: the calls of autograd before it, a millisecond each."""
 
-    def __init__(self, enable_timing):
+    calls = 0
+
+    def __init__(self, enable_timing=True):
         self.at = None
 
     def record(self):
-        self.at = _Event.launches
+        self.at = _Event.calls
 
     def synchronize(self):
         pass
@@ -340,40 +345,66 @@ class _Event:
     def elapsed_time(self, other):
         return float(other.at - self.at)
 
-    launches = 0
+
+class _OnTheCpu(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = "cpu"
+        return function(*args, **kwargs)
 
 
-@pytest.mark.parametrize("latency", (False, True))
-def test_gpu_turns(monkeypatch, latency):
-    """How calls are grouped and told apart on a GPU, with its clock pretended and the work on the CPU."""
-    import bench.timing as timing
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """The device "cuda" is the CPU, with what torch.cuda would answer. Returns the sleeps that were asked for."""
 
     class Properties:
         L2_cache_size = 1024
 
+    torch.compiler.reset()  # imports what would stumble over the pretence
     slept = []
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: Properties)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "_sleep", slept.append)
-    monkeypatch.setattr(torch.cuda, "Event", _Event)
-    ones = torch.ones
-    monkeypatch.setattr(torch, "ones", lambda *size, device, **kw: ones(*size, **kw))
+    generator = torch.Generator
+    answers = {
+        "get_device_properties": lambda: Properties,
+        "get_device_name": lambda: "A GPU 200",
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_stats": lambda: collections.defaultdict(int),
+        "_sleep": slept.append,
+        "Event": _Event,
+        "Stream": mock.MagicMock,
+        "current_stream": mock.MagicMock,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "CUDAGraph": mock.MagicMock,
+        "graph": lambda graph: contextlib.nullcontext(),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(torch, "Generator", lambda device: generator("cpu"))
+    with _OnTheCpu():
+        yield slept
+
+
+@pytest.mark.parametrize("latency", (False, True))
+def test_gpu_turns(pretended_gpu, latency):
+    """How calls are grouped and told apart on a GPU."""
     known = candidates_of("softmax")
 
     def counted(function):
         def call(*arguments):
-            _Event.launches += 1
+            _Event.calls += 1
             return function(*arguments)
 
         return call
 
-    budget = timing.Budget(seconds=0.02, min_turns=8, max_turns=8, warmup_calls=2, burst_seconds=5e-3)
+    budget = Budget(seconds=0.02, min_turns=8, max_turns=8, warmup_calls=2, burst_seconds=5e-3)
     inputs = [_inputs("softmax", (8, 4), seed=seed) for seed in range(3)]
     for name in ("focal_cuda", "focal_cuda inplace", "copy_", "sum"):
         runner = Runner(known[name], inputs, Clock("cuda", latency))
         runner.function = counted(runner.function)
         runner.warm_up(budget)
-        assert runner.burst == (5 if latency else 1)  # a launch takes a millisecond on this clock
+        assert runner.burst == (5 if latency else 1)
         for _ in range(8):
             runner.turn()
         summary = runner.summary()
@@ -381,7 +412,45 @@ def test_gpu_turns(monkeypatch, latency):
         split = known[name].is_loss and not latency
         assert len(runner.samples.get("forward", ())) == (2 if split else 0)
         assert ("inference" in summary) == (name == "focal_cuda")
-    assert bool(slept) != latency
+    assert bool(pretended_gpu) != latency
+
+
+def test_a_gpu_run_from_the_plan_to_the_readme(pretended_gpu, monkeypatch, tmp_path, capsys):
+    names = ["detection-index", "segmentation-19", "small-softmax", "rows-32000"]
+    for name in names:
+        scenario = SCENARIOS[name]
+        monkeypatch.setitem(SCENARIOS[name].shapes, "cuda", scenario.shapes["quick"])
+    monkeypatch.setattr("bench.harness.CUDA", Budget(seconds=0.0, min_turns=4, max_turns=4, warmup_calls=1))
+    monkeypatch.setattr(_Event, "elapsed_time", lambda self, other: 1.5)
+    arguments = ["--device=cuda", "--json", "--plot", "--no-compile", f"--results={tmp_path}"]
+    assert main([*names, *arguments]) == 0
+    printed = capsys.readouterr().out
+    measured = json.loads((tmp_path / "a-gpu-200.json").read_text())["scenarios"]
+    both = ("detection-index", "segmentation-19", "rows-32000")
+    assert list(measured)[:2] == ["detection-index", "detection-index-bfloat16"]
+    assert set(measured) == {"small-softmax"} | {f"{n}{d}" for n in both for d in ("", "-bfloat16", "-float16")}
+    candidates = measured["detection-index"]["candidates"]
+    assert {"sum", "torchvision", "apex", "mmcv"} <= set(candidates)
+    assert "CUDA graph" in " ".join(measured["small-softmax"]["candidates"])
+    for scenario in measured.values():
+        for label, candidate in scenario["candidates"].items():
+            assert "training" in candidate or "not installed" in candidate["failed"], (
+                scenario["name"],
+                label,
+                candidate,
+            )
+    assert measured["detection-index"]["compiled"] == "compile from labels"
+    assert "speed of focal_cuda / speed of copy_" in printed and "bfloat16" in printed
+    assert (tmp_path / "a-gpu-200-bfloat16-copy.png").stat().st_size > 10_000
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.START}\n{report.END}\n")
+    assert main(["--report", f"--results={tmp_path}", f"--readme={readme}"]) == 0
+    text = readme.read_text()
+    assert "`make gpu` on A GPU 200" in text and "targets (`bench/targets.py`) are reached" in text
+    (header,) = (line for line in text.splitlines() if line.startswith("| scenario"))
+    assert header.count("% of a copy") == header.count("torch.compile") == 2
+    assert sum(line.startswith("| Detection, class-index targets (int64)") for line in text.splitlines()) == 1
 
 
 def test_readme_without_markers_is_left_alone(tmp_path):
