@@ -17,7 +17,7 @@ import torch
 
 import focal_cuda
 from bench import environment, memory, plots, report, results
-from bench.harness import run_scenario
+from bench.harness import device_answers, own_failures, run_scenario
 from bench.scenarios import SCENARIOS, Run, plan
 from bench.targets import verdicts
 
@@ -131,8 +131,10 @@ def _measure(options: argparse.Namespace, folder: Path, deadline: float) -> int:
             except Exception:  # the others still count
                 traceback.print_exc()
                 failed.append(key)
-                lost = device == "cuda" and not _device_answers()
+                lost = device == "cuda" and not device_answers()
                 continue
+            if own_failures(result):
+                failed.append(key)
             result["memory"] = state
             measured[key] = result
             if options.json:
@@ -156,15 +158,6 @@ def _measure(options: argparse.Namespace, folder: Path, deadline: float) -> int:
         if keys:
             print(f"{what}: {', '.join(keys)}")
     return LOST if lost else int(bool(failed))
-
-
-def _device_answers() -> bool:
-    """An error inside a kernel takes the process's access to the device with it."""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _runs(options: argparse.Namespace, device: str) -> list[Run]:

@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 530.0
 VERDICT_SECONDS = 12.0
 LOST = 3  # bench's status when it lost the device
+SLACK = 12.0  # what the benchmark may take beyond its time: the scenario it is in
 LOG_BYTES = 3_000_000  # of one call; a tool that finds one fault finds a million
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
@@ -213,19 +214,22 @@ def bench(session: Session, seconds: float) -> Outcome:
     started: list[str] = []
     crashed: list[str] = []
     failures = ""
-    while (left := end - time.monotonic()) > 15 or not started:
+    while (left := end - time.monotonic()) > 2 * SLACK or not started:
         command = _python("-m", "bench", "--json", f"--device={session.device}", f"--results={session.out}")
         if session.dry:
             command += ["--quick", "--plan=cuda", "small-softmax", "rows-1000", "detection-index"]
-        command += [f"--seconds={left - 5:.0f}", *(["--without", *started] if started else [])]
+        command += [f"--seconds={left - SLACK:.0f}", *(["--without", *started] if started else [])]
         call = session.call(command, left)
         now = re.findall(r"^measuring (\S+)", call.output, re.MULTILINE)
         started += now
         failures += call.last_line("^failed: ").removeprefix("failed: ")
         if call.status in (0, 1):
             break
-        if not now or call.status is None:  # before the first scenario, or nothing to wait for
-            failures = failures or ("stopped" if call.status is None else f"status {call.status}")
+        if call.status is None:
+            crashed += [f"stopped in {now[-1]}" if now else "stopped"]
+            break
+        if not now:
+            crashed += [f"status {call.status}"]
             break
         crashed += [now[-1]] if call.status != LOST else []
     measured = [name for path in _result_files(session) for name in results.load(path)["scenarios"]]
@@ -354,12 +358,13 @@ PARTS = {
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
-def run(session: Session, names: list[str], scale: float) -> None:
+def run(session: Session, names: list[str], scale: float = 1.0, limits: Mapping[str, float] | None = None) -> None:
     """Every part, whatever becomes of the others; the verdict is written anew after each, should it be the last."""
     for index, name in enumerate(names):
         part = PARTS[name]
         kept = VERDICT_SECONDS + sum(PARTS[later].reserve for later in names[index + 1 :])
-        seconds = min(part.limit * scale, session.deadline - time.monotonic() - kept * scale)
+        limit = (limits or {}).get(name, part.limit * scale)
+        seconds = min(limit, session.deadline - time.monotonic() - kept * scale)
         missing = [n for n in part.needs if session.outcomes.get(n, Outcome(PASSED)).word != PASSED]
         session.say(f"\n=== {name}: {max(seconds, 0):.0f} s at most")
         start = time.monotonic()
@@ -420,6 +425,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(default), help="folder of log, results, plots; $OUT")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything together; {SECONDS:.0f}")
     parser.add_argument("--parts", help=f"only these, of {','.join(PARTS)}; what they need is taken for granted")
+    parser.add_argument("--limits", default="", help="seconds a part may take, of those: bench=400,tests=60")
     parser.add_argument("--profile", action="store_true", help="with ncu, in the time of the others")
     parser.add_argument("--dry-run", action="store_true", help="the whole sequence on the CPU with tiny shapes")
     options = parser.parse_args(arguments)
@@ -429,6 +435,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"no such part: {', '.join(sorted(unknown))}")
     else:
         options.names = [name for name in PARTS if name != "profile" or options.profile]
+    try:
+        options.limits = {name: float(value) for name, value in re.findall(r"(\w+)=([^,]*)", options.limits)}
+    except ValueError as error:
+        parser.error(f"--limits: {error}")
     return options
 
 
@@ -442,7 +452,7 @@ def main(arguments: list[str] | None = None) -> int:
             path.unlink()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the verdict is printed even so
     names = options.names if "machine" in options.names else ["machine", *options.names]
-    run(session, names, options.seconds / SECONDS)
+    run(session, names, options.seconds / SECONDS, options.limits)
     page = verdict(session)
     (session.out / "verdict.txt").write_text(page)
     session.say(f"\n{'=' * 120}\n{page}")

@@ -304,6 +304,24 @@ def test_a_failing_scenario_is_reported_and_the_others_are_measured(monkeypatch,
     assert "small-sigmoid: Call overhead" in printed.out
 
 
+def test_an_own_way_that_fails_is_reported_and_keeps_the_others(monkeypatch, capsys, tmp_path):
+    real = Runner.train
+
+    def train(self, which):
+        if self.candidate.name == "focal_cuda inplace":
+            raise RuntimeError("broken")
+        return real(self, which)
+
+    monkeypatch.setattr(Runner, "train", train)
+    assert main(["rows-10", "--quick", "--json", "--device=cpu", f"--results={tmp_path}"]) == 1
+    printed = capsys.readouterr()
+    assert "failed: rows-10\n" in printed.out and "Traceback" in printed.err
+    (path,) = tmp_path.glob("*.json")
+    candidates = json.loads(path.read_text())["scenarios"]["rows-10"]["candidates"]
+    assert candidates["focal_cuda inplace"] == {"failed": "RuntimeError: broken"}
+    assert "training" in candidates["focal_cuda"]
+
+
 def test_time_that_is_up_and_results_that_are_there_are_left_out(capsys):
     assert main(["small", "--quick", "--device=cpu", "--seconds=0"]) == 0
     assert "no time left for: small-softmax, small-sigmoid\n" in capsys.readouterr().out

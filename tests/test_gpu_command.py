@@ -97,6 +97,8 @@ def test_parts_leave_time_for_those_that_come_after_them(monkeypatch, session):
     session.deadline = time.monotonic() + 150 + gpu.VERDICT_SECONDS
     gpu.run(session, ["a", "b", "c"], 1.0)
     assert [round(given[name]) for name in "abc"] == [50, 100, 100]
+    gpu.run(session, ["a"], limits={"a": 7})
+    assert round(given["a"]) == 7
     session.deadline = time.monotonic() + 1 + gpu.VERDICT_SECONDS
     gpu.run(session, ["c"], 1.0)
     assert session.outcomes["c"].note == "no time left"
@@ -150,9 +152,11 @@ def test_arguments(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("OUT", str(tmp_path))
     assert gpu.parse([]).out == tmp_path
     assert "profile" not in gpu.parse([]).names and "profile" in gpu.parse(["--profile"]).names
-    with pytest.raises(SystemExit):
-        gpu.parse(["--parts=bench,nonsense"])
-    assert "no such part: nonsense" in capsys.readouterr().err
+    assert gpu.parse(["--limits=bench=400,tests=60"]).limits == {"bench": 400, "tests": 60}
+    for wrong, said in (("--parts=bench,nonsense", "no such part: nonsense"), ("--limits=bench=x", "'x'")):
+        with pytest.raises(SystemExit):
+            gpu.parse([wrong])
+        assert said in capsys.readouterr().err
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -244,7 +248,7 @@ def test_the_benchmark_stops_where_it_cannot_start(session, calls):
     answers += [Call(1, "ImportError\n")]
     assert gpu.bench(session, 300).word == FAILED and len(seen) == 1
     answers += [Call(None, "measuring a\n")]
-    assert gpu.bench(session, 300) == Outcome(FAILED, "0 measured; failed: stopped")
+    assert gpu.bench(session, 300) == Outcome(FAILED, "0 measured; failed: stopped in a")
 
 
 def test_the_benchmark_says_what_it_had_no_time_for(session, calls):
