@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, left = [], []
     for item in items:
         backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+        backend = "simt" if "emulation" in getattr(item, "fixturenames", ()) else backend
         emulated_in_vain = backend == "simt" and (wanted == [""] or item.get_closest_marker("native"))
         (left if emulated_in_vain or (wanted != [""] and backend not in wanted) else kept).append(item)
     config.hook.pytest_deselected(items=left)

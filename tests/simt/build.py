@@ -76,7 +76,8 @@ def _build_file(cxx: str, root: Path) -> str:
     # As a system's headers: what torch's own warn of is not ours.
     glue = [f"-isystem{torch_home / 'include'}", f"-DTORCH_TARGET_VERSION={config.TORCH_TARGET}"]
     kernels = [root / path for path in sources["cuda"]]
-    others = [root / "csrc/torch/schemas.cpp", *(root / path for path in sources["torch_cuda"]), SIMT / "exports.cpp"]
+    schemas = [path for path in sources["torch"] if Path(path).name == "schemas.cpp"]
+    others = [*(root / path for path in schemas + sources["torch_cuda"]), SIMT / "exports.cpp"]
 
     def escape(text: str) -> str:
         return text.replace("$", "$$")
