@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ NAMESPACE = "focal_cuda_simt"
 
 
 class Emulation:
-    """The library, loaded. Raises build.BuildFailed."""
+    """The library, loaded; the one of this checkout unless another is named. Raises build.BuildFailed."""
 
-    def __init__(self) -> None:
-        path = build.library()
+    def __init__(self, path: Path | None = None) -> None:
+        path = path or build.library()
         torch.ops.load_library(str(path))
         self._library = ctypes.CDLL(str(path))
         self._library.focal_simt_names.restype = ctypes.c_char_p
