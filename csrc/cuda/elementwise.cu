@@ -22,6 +22,7 @@ Elements<Real> elements_of(const Task& task) {
   a.positive_weight = static_cast<Real>(task.positive_weight);
   a.negative_weight = static_cast<Real>(task.negative_weight);
   a.gamma = static_cast<Real>(task.gamma);
+  a.each = a.loss || a.upstream_each || a.alpha;
   a.target_dtype = task.tensor[kTargets].dtype;
   a.classes = static_cast<int32_t>(task.classes);
   a.index = task.index;
@@ -88,6 +89,12 @@ bool as_rows(const Task& task, RowsOfElements<Real>& a, Grid& grid) {
   const int64_t steps = divide_up(divide_up(a.rows, a.group_rows), a.step_groups);
   a.steps = static_cast<int32_t>(std::max<int64_t>(divide_up(steps * a.column_blocks, kManyBlocks), kLeastSteps));
   grid = {divide_up(steps, a.steps) * a.column_blocks, static_cast<unsigned>(threads)};
+  a.label_bytes = static_cast<int32_t>(storage_bytes(task.tensor[kTargets].dtype));
+  for (Operand o : {kLogits, kGradient, kTargets}) {
+    const int64_t step = a.pitch[o] * a.group_rows * a.step_groups * storage_bytes(task.tensor[o].dtype);
+    if (std::abs(step) > 0x7fffffff) return false;
+    a.step[o] = static_cast<int32_t>(step);
+  }
   return true;
 }
 
@@ -213,6 +220,7 @@ cudaError_t run_as(const Task& task, cudaStream_t stream) {
 }  // namespace
 
 bool plan_elementwise(Task& task) {
+  task.engine = Engine::kElementwise;
   const auto note = [&](const auto&, const Grid& grid) { task.blocks = grid.blocks; };
   return task.tensor[kLogits].dtype == DType::kFloat64 ? choose<double>(task, note) : choose<float>(task, note);
 }

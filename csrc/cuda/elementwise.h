@@ -37,6 +37,7 @@ struct Elements {
   const Real* upstream_each;  // of an unreduced loss, or null
   const Real* alpha;          // [classes], or null
   Real positive_weight, negative_weight, gamma;
+  bool each;  // whether elements differ in more than their targets: any of the three above
   DType target_dtype;
   int32_t classes;
   IndexRule index;
@@ -46,12 +47,21 @@ struct Elements {
   Partial* partials;
 };
 
-// One vector of elements: offsets of element 0, distance of its neighbours, and how many of them exist.
+// One vector of elements: element 0, the distance of its neighbours, and how many of them exist.
+template <class Storage>
 struct Place {
-  int64_t logits, gradient;
+  const Storage* logits;
+  Storage* gradient;
   int32_t first_class, class_step;  // element i is of class (first_class + i class_step) % classes
   int spread, count;
 };
+
+// `step` times `bytes` further on: a product of 32 bits by 32, which is one instruction with its sum.
+template <class T>
+FOCAL_DEVICE T* moved(T* pointer, int step, int32_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(pointer) + static_cast<int64_t>(step) * bytes);
+}
 
 template <class Term, Mode mode, class Storage>
 class VectorOfElements {
@@ -60,49 +70,39 @@ class VectorOfElements {
 
  public:
   static constexpr int kCount = kVectorOf<Storage>;
+  using Raw = Vector<Storage, kCount>;
 
   FOCAL_DEVICE VectorOfElements(const Elements<Real>& a, Real scale, Findings<Real>& found)
       : a_(a), loss_(Term::hard(a.gamma)), scale_(scale), found_(found) {}
 
-  FOCAL_DEVICE Vector<Storage, kCount> read(const Place& place) const {
-    const Storage* logits = static_cast<const Storage*>(a_.logits) + place.logits;
-    if (place.spread == 1 && place.count == kCount) return load_vector<Cache::kOnce, kCount>(logits, true);
-    Vector<Storage, kCount> raw{};
+  static FOCAL_DEVICE Raw read(const Place<Storage>& place) {
+    if (place.spread == 1 && place.count == kCount) return load_vector<Cache::kOnce, kCount>(place.logits);
+    Raw raw{};
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (i < place.count) raw.item[i] = load<Cache::kOnce>(logits + i * place.spread);
+      if (i < place.count) raw.put(i, load(place.logits + i * place.spread));
     }
     return raw;
   }
 
-  // Class index targets. positives, ignored: a bit for each element that is.
-  // each_at(): the offset of element 0 in an unreduced loss or upstream.
-  template <class EachAt>
-  FOCAL_DEVICE void evaluate(const Vector<Storage, kCount>& raw, const Place& place, const EachAt& each_at,
-                             unsigned positives, unsigned ignored) {
+  // A vector that is all there and all negatives. place(): where; asked for when it is needed.
+  template <class PlaceOf>
+  FOCAL_DEVICE void evaluate(const Raw& raw, const PlaceOf& place) {
     Real slope[kCount];
-    if (ignored) found_.ignored += __popc(ignored);
-    if (a_.alpha || a_.loss || a_.upstream_each) {
-      one_by_one(raw, place, each_at(), positives, ignored, slope);
-      write(place, slope);
-      return;
-    }
-    const unsigned out = positives | ignored | ~0u << place.count;
-    Real sum = 0;
-    negatives(raw, out, [&](Real margin) { return loss_.unguarded(margin); }, sum, slope);
-    if (!(sum < Term::Hard::kUnguarded)) {
-      sum = 0;
-      // Read again, so that the logits need not be kept beside their gradient.
-      negatives(read(place), out, [&](Real margin) { return loss_(margin); }, sum, slope);
-    }
-    found_.sum += a_.negative_weight * sum;
+    found_.sum += a_.negative_weight * negatives(raw, place, 0, slope);
+    write(place(), slope);
+  }
+
+  // The same with a bit for each element that is a positive, and for each that is no negative. A path of its own, so that
+  // the one above has no branch but the guard's.
+  FOCAL_DEVICE void evaluate(const Raw& raw, const Place<Storage>& place, unsigned positives, unsigned out) {
+    Real slope[kCount];
+    found_.sum += a_.negative_weight * negatives(raw, [&] { return place; }, out, slope);
     while (positives) {
       const int own = __ffs(static_cast<int>(positives)) - 1;
       positives &= positives - 1;
       // Read again: an index into registers that is known at run time alone would put them into memory.
-      const Storage* logits = static_cast<const Storage*>(a_.logits);
-      const ValueDeriv<Real> result =
-          loss_(Math::to_units(to_real<Real>(load(logits + place.logits + own * place.spread))));
+      const ValueDeriv<Real> result = loss_(Math::to_units(to_real<Real>(load(place.logits + own * place.spread))));
       found_.sum += a_.positive_weight * result.value;
       const Real patch = a_.positive_weight * scale_ * result.deriv;
 #pragma unroll
@@ -111,69 +111,11 @@ class VectorOfElements {
     write(place, slope);
   }
 
-  // Dense targets, hard or soft.
-  FOCAL_DEVICE void evaluate(const Vector<Storage, kCount>& raw, const Place& place, const Real (&target)[kCount]) {
-    Real x[kCount], value[kCount], slope[kCount];
-    widen(raw, x);
-    bool special = false;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) special |= target[i] != Real(0) && target[i] != Real(1);
-    Real sum = 0;
-    if (!special) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const bool is_positive = target[i] != Real(0);
-        const Real sign = is_positive ? Real(1) : Real(-1);
-        const Real weight = is_positive ? a_.positive_weight : a_.negative_weight;
-        const ValueDeriv<Real> result = loss_.unguarded(sign * Math::to_units(x[i]));
-        sum += result.value;
-        value[i] = weight * result.value;
-        slope[i] = sign * weight * scale_ * result.deriv;
-      }
-    }
-    if (special || !(sum < Term::Hard::kUnguarded)) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) soft_or_ignored(place, i, x[i], target[i], value[i], slope[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) found_.sum += i < place.count ? value[i] : Real(0);
-    if (a_.loss || a_.upstream_each) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        if (i >= place.count) continue;
-        if (a_.loss) store(a_.loss + place.logits + i, value[i] * Math::kUnit);
-        if (mode == Mode::kGradient && a_.upstream_each && slope[i] != Real(0))
-          slope[i] *= load(a_.upstream_each + place.logits + i);
-      }
-    }
-    write(place, slope);
-  }
-
- private:
-  // The sum of the values in Term's units and the gradients, of elements that are negatives or `out`.
-  template <class Evaluate>
-  FOCAL_DEVICE void negatives(const Vector<Storage, kCount>& raw, unsigned out, const Evaluate& evaluate, Real& sum,
-                              Real (&slope)[kCount]) const {
-    const Real factor = -a_.negative_weight * scale_;
-    Real x[kCount];
-    widen(raw, x);
-    if (out & ((1u << kCount) - 1)) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) x[i] = out >> i & 1 ? -kNoMargin<Real> : x[i];
-    }
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const ValueDeriv<Real> result = evaluate(-Math::to_units(x[i]));
-      slope[i] = factor * result.deriv;
-      sum += result.value;
-    }
-  }
-
-  // Where something differs from element to element: a weight for each class, a loss or an upstream for each element.
-  FOCAL_DEVICE void one_by_one(const Vector<Storage, kCount>& raw, const Place& place, int64_t each, unsigned positives,
-                               unsigned ignored, Real (&slope)[kCount]) const {
-    Real x[kCount];
-    widen(raw, x);
+  // Any vector: where elements are missing, or differ in their weights, or have a loss or an upstream each; `each` is
+  // the offset of element 0 among these.
+  FOCAL_DEVICE void evaluate_each(const Place<Storage>& place, int64_t each, unsigned positives, unsigned ignored) {
+    Real x[kCount], slope[kCount];
+    widen(read(place), x);
     int32_t c = place.first_class;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
@@ -198,14 +140,83 @@ class VectorOfElements {
       c += place.class_step;
       c = c == a_.classes ? 0 : c;
     }
+    write(place, slope);
   }
 
-  FOCAL_DEVICE void soft_or_ignored(const Place& place, int i, Real x, Real target, Real& value, Real& slope) const {
+  // Dense targets, hard or soft.
+  FOCAL_DEVICE void evaluate(const Raw& raw, const Place<Storage>& place, int64_t each, const Real (&target)[kCount]) {
+    Real x[kCount], value[kCount], slope[kCount];
+    widen(raw, x);
+    bool special = false;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) special |= target[i] != Real(0) && target[i] != Real(1);
+    Real sum = 0;
+    if (!special) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const bool is_positive = target[i] != Real(0);
+        const Real sign = is_positive ? Real(1) : Real(-1);
+        const Real weight = is_positive ? a_.positive_weight : a_.negative_weight;
+        const ValueDeriv<Real> result = loss_.unguarded(sign * Math::to_units(x[i]));
+        sum += result.value;
+        value[i] = weight * result.value;
+        slope[i] = sign * weight * scale_ * result.deriv;
+      }
+    }
+    if (special || !(sum < Term::Hard::kUnguarded)) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) soft_or_ignored(place, each + i, i, x[i], target[i], value[i], slope[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) found_.sum += i < place.count ? value[i] : Real(0);
+    if (a_.loss || a_.upstream_each) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (i >= place.count) continue;
+        if (a_.loss) store(a_.loss + each + i, value[i] * Math::kUnit);
+        if (mode == Mode::kGradient && a_.upstream_each && slope[i] != Real(0))
+          slope[i] *= load(a_.upstream_each + each + i);
+      }
+    }
+    write(place, slope);
+  }
+
+ private:
+  // The sum of the values in Term's units, and the gradients, of elements that are negatives or `out`.
+  template <class PlaceOf>
+  FOCAL_DEVICE Real negatives(const Raw& raw, const PlaceOf& place, unsigned out, Real (&slope)[kCount]) const {
+    Real sum = negatives(raw, out, [&](Real margin) { return loss_.unguarded(margin); }, slope);
+    // Read again, so that the logits need not be kept beside their gradient.
+    if (!(sum < Term::Hard::kUnguarded))
+      sum = negatives(read(place()), out, [&](Real margin) { return loss_(margin); }, slope);
+    return sum;
+  }
+
+  template <class Evaluate>
+  FOCAL_DEVICE Real negatives(const Raw& raw, unsigned out, const Evaluate& evaluate, Real (&slope)[kCount]) const {
+    const Real factor = -a_.negative_weight * scale_;
+    Real x[kCount], sum = 0;
+    widen(raw, x);
+    if (out) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] = out >> i & 1 ? -kNoMargin<Real> : x[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const ValueDeriv<Real> result = evaluate(-Math::to_units(x[i]));
+      slope[i] = factor * result.deriv;
+      sum += result.value;
+    }
+    return sum;
+  }
+
+  FOCAL_DEVICE void soft_or_ignored(const Place<Storage>& place, int64_t at, int i, Real x, Real target, Real& value,
+                                    Real& slope) const {
     if (i >= place.count) return;
     if (!a_.dense_rule.counted(target) || !a_.dense_rule.valid(target)) {
       value = slope = 0;
       ++found_.ignored;
-      if (a_.dense_rule.counted(target)) found_.invalid = place.logits + i;
+      if (a_.dense_rule.counted(target)) found_.invalid = at;
       return;
     }
     const Real weight = target * a_.positive_weight + (Real(1) - target) * a_.negative_weight;
@@ -214,17 +225,16 @@ class VectorOfElements {
     slope = weight * scale_ * result.deriv;
   }
 
-  FOCAL_DEVICE void write(const Place& place, const Real (&slope)[kCount]) const {
+  FOCAL_DEVICE void write(const Place<Storage>& place, const Real (&slope)[kCount]) const {
     if (mode != Mode::kGradient) return;
-    Storage* gradient = static_cast<Storage*>(a_.gradient) + place.gradient;
-    const Vector<Storage, kCount> raw = narrow<Storage>(slope);
+    const Raw raw = narrow<Storage>(slope);
     if (place.spread == 1 && place.count == kCount) {
-      store_vector<Cache::kOnce>(gradient, raw, true);
+      store_vector<Cache::kOnce>(place.gradient, raw);
       return;
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (i < place.count) store<Cache::kOnce>(gradient + i * place.spread, raw.item[i]);
+      if (i < place.count) store(place.gradient + i * place.spread, raw.get(i));
     }
   }
 
@@ -242,6 +252,7 @@ FOCAL_DEVICE void mark(const Elements<Real>& a, int64_t at, int64_t label, int b
   if (code == kBackground) return;
   if (code < 0) {
     ignored |= (1u << end) - (1u << begin);
+    found.ignored += end - begin;
     if (code == kInvalid) found.invalid = at;
     return;
   }
@@ -255,6 +266,8 @@ template <class Real>
 struct RowsOfElements : Elements<Real> {
   int64_t rows;
   int64_t pitch[kOperands];  // from row to row
+  int32_t step[kOperands];   // from a thread's vector to its next, in bytes
+  int32_t label_bytes;
   int32_t group_rows, group_vectors, step_groups, column_blocks;
   int32_t steps;
 };
@@ -279,39 +292,66 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
   const int c = first - row_in_group * a.classes;
   const int more_rows = (c + kCount - 1) / a.classes;
   const int64_t step_rows = static_cast<int64_t>(a.step_groups) * a.group_rows;
-  int64_t row = static_cast<int64_t>(blockIdx.x / a.column_blocks) * a.steps * step_rows +
-                static_cast<int64_t>(a.column_blocks > 1 ? 0 : in_step) * a.group_rows + row_in_group;
+  const int64_t row = static_cast<int64_t>(blockIdx.x / a.column_blocks) * a.steps * step_rows +
+                      static_cast<int64_t>(a.column_blocks > 1 ? 0 : in_step) * a.group_rows + row_in_group;
 
-  // Whole vectors, and what is left of one in the last rows.
-  const auto place_of = [&](int64_t r) {
-    const int64_t left = a.rows - r;
-    const int count = left > more_rows ? kCount : left > 0 ? static_cast<int>(left * a.classes - c) : 0;
-    return Place{r * a.pitch[kLogits] + c, r * a.pitch[kGradient] + c, c, 1, 1, count};
+  // Steps with a whole vector of this thread; then perhaps one with what is left of it in the last rows.
+  const int64_t left = a.rows - row;
+  int whole = left > more_rows ? static_cast<int>(min((left - more_rows - 1) / step_rows + 1, int64_t(a.steps))) : 0;
+  if (!active || a.each) whole = 0;
+
+  const Place<Storage> first_place{keep(static_cast<const Storage*>(a.logits) + row * a.pitch[kLogits] + c),
+                                   keep(static_cast<Storage*>(a.gradient) + row * a.pitch[kGradient] + c),
+                                   c,
+                                   1,
+                                   1,
+                                   kCount};
+  const char* const first_label = static_cast<const char*>(a.targets) + row * a.pitch[kTargets] * a.label_bytes;
+  const auto place_at = [&](int step) {
+    Place<Storage> place = first_place;
+    place.logits = moved(place.logits, step, a.step[kLogits]);
+    place.gradient = moved(place.gradient, step, a.step[kGradient]);
+    return place;
   };
-  Place place = place_of(row);
-  if (!active) place.count = 0;
-  Vector<Storage, kCount> next = vector.read(place);
-  for (int step = 1; place.count > 0; ++step) {
-    const Vector<Storage, kCount> raw = next;
-    const Place here = place;
-    const int64_t first_row = row;
-    row += step_rows;
-    place = place_of(row);
-    if (step == a.steps) place.count = 0;
-    next = vector.read(place);
-    unsigned positives = 0, ignored = 0;
-    for (int more = 0; more <= more_rows; ++more) {
+  const auto label_at = [&](int step) {
+    return load_label(moved(first_label, step, a.step[kTargets]), a.target_dtype);
+  };
+  // The labels of a vector's rows, the first of them given: what they make of its elements.
+  const auto look = [&](int64_t label, int step, int count, unsigned& positives, unsigned& ignored) {
+    for (int more = 0;; ++more) {
       const int start = more * a.classes - c;  // where the row's class 0 would be
-      if (start >= here.count) break;
-      const int64_t at = (first_row + more) * a.pitch[kTargets];
-      const int64_t label = load_label(a.targets, a.target_dtype, at);
-      if (label != a.ordinary) {
-        const int stop = start + a.classes;
-        mark(a, at, label, start > 0 ? start : 0, stop < kCount ? stop : kCount, start > 0 ? 0 : c, positives, ignored,
-             found);
-      }
+      const int stop = start + a.classes;
+      const int64_t at = (row + step * step_rows + more) * a.pitch[kTargets];
+      if (more > 0) label = load_label(a.targets, a.target_dtype, at);
+      mark(a, at, label, start > 0 ? start : 0, stop < kCount ? stop : kCount, start > 0 ? 0 : c, positives, ignored,
+           found);
+      if (stop >= count) return;
     }
-    vector.evaluate(raw, here, [&] { return first_row * a.pitch[kLoss] + c; }, positives, ignored);
+  };
+
+  typename VectorOfElements<Term, mode, Storage>::Raw next;
+  if (whole > 0) next = vector.read(first_place);
+  for (int step = 0; step < whole; ++step) {
+    const auto raw = next;
+    const int64_t label = label_at(step);
+    next = vector.read(place_at(step + 1 < whole ? step + 1 : step));  // the last one twice, from the cache
+    if (label == a.ordinary && more_rows == 0) {
+      vector.evaluate(raw, [&] { return place_at(step); });
+    } else {
+      unsigned positives = 0, ignored = 0;
+      look(label, step, kCount, positives, ignored);
+      vector.evaluate(raw, place_at(step), positives, positives | ignored);
+    }
+  }
+  // One by one: the rest, or, where each element is of its own, all.
+  for (int step = whole; active && step < a.steps; ++step) {
+    const int64_t r = row + step * step_rows;
+    if (r >= a.rows) break;
+    Place<Storage> place = place_at(step);
+    place.count = a.rows - r > more_rows ? kCount : static_cast<int>((a.rows - r) * a.classes - c);
+    unsigned positives = 0, ignored = 0;
+    look(label_at(step), step, place.count, positives, ignored);
+    vector.evaluate_each(place, r * a.pitch[kLoss] + c, positives, ignored);
   }
   leave_partial(found, Term::Math::kUnit, a.partials);
 }
@@ -357,18 +397,22 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
     }
     const int32_t begin_class = static_cast<int32_t>(part) * a.part_classes;
     const int32_t end_class = begin_class + a.part_classes < a.classes ? begin_class + a.part_classes : a.classes;
-    const auto place_of = [&](int32_t c) {
-      return Place{offset[kLogits] + lane.first + c * a.class_stride[kLogits],
-                   offset[kGradient] + lane.first + c * a.class_stride[kGradient],
-                   c,
-                   0,
-                   lane.spread,
-                   c < end_class ? lane.count : 0};
-    };
-    Vector<Storage, kCount> next = vector.read(place_of(begin_class));
+    Place<Storage> place{
+        static_cast<const Storage*>(a.logits) + offset[kLogits] + lane.first + begin_class * a.class_stride[kLogits],
+        static_cast<Storage*>(a.gradient) + offset[kGradient] + lane.first + begin_class * a.class_stride[kGradient],
+        begin_class,
+        0,
+        lane.spread,
+        lane.count};
+    const bool whole = lane.count == kCount && !a.each;
+    auto next = vector.read(place);
     for (int32_t c = begin_class; c < end_class; ++c) {
-      const Vector<Storage, kCount> raw = next;
-      next = vector.read(place_of(c + 1));
+      const auto raw = next;
+      const Place<Storage> here = place;
+      place.logits += a.class_stride[kLogits];
+      place.gradient += a.class_stride[kGradient];
+      place.first_class = c + 1;
+      if (c + 1 < end_class) next = vector.read(place);
       unsigned positives = 0, ignored = 0;
       if (!ordinary) {
 #pragma unroll
@@ -376,9 +420,15 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
           positives |= static_cast<unsigned>(codes[i] == c) << i;
           ignored |= static_cast<unsigned>(codes[i] < kBackground) << i;
         }
+        found.ignored += __popc(ignored);
       }
-      const auto each_at = [&] { return offset[kLoss] + lane.first + c * a.class_stride[kLoss]; };
-      vector.evaluate(raw, place_of(c), each_at, positives, ignored);
+      if (!whole) {
+        vector.evaluate_each(here, offset[kLoss] + lane.first + c * a.class_stride[kLoss], positives, ignored);
+      } else if (positives | ignored) {
+        vector.evaluate(raw, here, positives, positives | ignored);
+      } else {
+        vector.evaluate(raw, [&] { return here; });
+      }
     }
   }
   leave_partial(found, Term::Math::kUnit, a.partials);
@@ -406,8 +456,9 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
   for (int step = 0; step < a.steps; ++step, at += kElementThreads * kCount) {
     if (at >= a.count) break;
     const int count = a.count - at < kCount ? static_cast<int>(a.count - at) : kCount;
-    const Place place{at, at, 0, 0, 1, count};
-    const Vector<Storage, kCount> raw = vector.read(place);
+    const Place<Storage> place{
+        static_cast<const Storage*>(a.logits) + at, static_cast<Storage*>(a.gradient) + at, 0, 0, 1, count};
+    const auto raw = vector.read(place);
     Real target[kCount];
     if (count == kCount) {
       load_targets(a.targets, a.target_dtype, at, a.targets_aligned, target);
@@ -416,7 +467,7 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
       for (int i = 0; i < kCount; ++i)
         target[i] = i < count ? load_target<Real>(a.targets, a.target_dtype, at + i) : Real(0);
     }
-    vector.evaluate(raw, place, target);
+    vector.evaluate(raw, place, at, target);
   }
   leave_partial(found, Term::Math::kUnit, a.partials);
 }

@@ -3,35 +3,64 @@
 // Must not know: what the elements mean.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/device.h"
 #include "math/dtype.h"
 
 namespace focal::cuda {
 
-// Neighbouring elements, moved by one instruction where they are 2 to 16 bytes.
+// Neighbouring elements, 4 to 16 bytes or several times 16, held as words: items of their own would cost an instruction
+// each wherever a vector passes.
 template <class T, int count>
 struct alignas(sizeof(T) * count <= 16 ? sizeof(T) * count : 16) Vector {
-  T item[count];
+  static_assert(sizeof(T) * count % 4 == 0, "a vector is made of words");
+  static constexpr int kWords = static_cast<int>(sizeof(T)) * count / 4;
+  uint32_t word[kWords];
+
+  FOCAL_DEVICE T get(int i) const {
+    if constexpr (sizeof(T) == 8) {
+      return bit_cast<T>(static_cast<uint64_t>(word[2 * i]) | static_cast<uint64_t>(word[2 * i + 1]) << 32);
+    } else if constexpr (sizeof(T) == 4) {
+      return bit_cast<T>(word[i]);
+    } else if constexpr (sizeof(T) == 2) {
+      return bit_cast<T>(static_cast<uint16_t>(word[i / 2] >> 16 * (i % 2)));
+    } else {
+      return bit_cast<T>(static_cast<uint8_t>(word[i / 4] >> 8 * (i % 4)));
+    }
+  }
+
+  // Into a vector that began as {}: bits are added.
+  FOCAL_DEVICE void put(int i, T value) {
+    if constexpr (sizeof(T) == 8) {
+      const uint64_t bits = bit_cast<uint64_t>(value);
+      word[2 * i] = static_cast<uint32_t>(bits);
+      word[2 * i + 1] = static_cast<uint32_t>(bits >> 32);
+    } else if constexpr (sizeof(T) == 4) {
+      word[i] = bit_cast<uint32_t>(value);
+    } else if constexpr (sizeof(T) == 2) {
+      word[i / 2] |= static_cast<uint32_t>(bit_cast<uint16_t>(value)) << 16 * (i % 2);
+    } else {
+      word[i / 4] |= static_cast<uint32_t>(bit_cast<uint8_t>(value)) << 8 * (i % 4);
+    }
+  }
 };
 
-// Elements to numbers and back, two half types at a time: one instruction each way for what takes six in portable code.
+// Elements to numbers and back, two half types at a time: one instruction for each where portable code takes six.
 template <class Real, class Storage, int count>
 FOCAL_DEVICE void widen(const Vector<Storage, count>& from, Real (&to)[count]) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(Storage) == 2 && count % 2 == 0) {
+  if constexpr (std::is_same_v<Storage, BFloat16>) {
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+      to[i] = __uint_as_float(i % 2 == 0 ? from.word[i / 2] << 16 : from.word[i / 2] & 0xffff0000u);
+  } else if constexpr (std::is_same_v<Storage, Half>) {
 #pragma unroll
     for (int i = 0; i < count; i += 2) {
-      const uint32_t word = static_cast<uint32_t>(from.item[i].bits) | static_cast<uint32_t>(from.item[i + 1].bits)
-                                                                           << 16;
       float low, high;
-      if constexpr (DTypeOf<Storage>::value == DType::kBFloat16) {
-        low = __uint_as_float(word << 16);
-        high = __uint_as_float(word & 0xffff0000u);
-      } else {
-        asm("{.reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
-            : "=f"(low), "=f"(high)
-            : "r"(word));
-      }
+      asm("{.reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+          : "=f"(low), "=f"(high)
+          : "r"(from.word[i / 2]));
       to[i] = low;
       to[i + 1] = high;
     }
@@ -39,32 +68,29 @@ FOCAL_DEVICE void widen(const Vector<Storage, count>& from, Real (&to)[count]) {
 #endif
   {
 #pragma unroll
-    for (int i = 0; i < count; ++i) to[i] = to_real<Real>(from.item[i]);
+    for (int i = 0; i < count; ++i) to[i] = to_real<Real>(from.get(i));
   }
 }
 
 template <class Storage, class Real, int count>
 FOCAL_DEVICE Vector<Storage, count> narrow(const Real (&from)[count]) {
-  Vector<Storage, count> to;
+  Vector<Storage, count> to{};
 #if defined(__CUDA_ARCH__)
-  constexpr bool bfloat = DTypeOf<Storage>::value == DType::kBFloat16;
-  if constexpr (sizeof(Storage) == 2 && count % 2 == 0 && (!bfloat || __CUDA_ARCH__ >= 800)) {
+  constexpr bool bfloat = std::is_same_v<Storage, BFloat16>;
+  if constexpr (sizeof(Storage) == 2 && (!bfloat || __CUDA_ARCH__ >= 800)) {
 #pragma unroll
     for (int i = 0; i < count; i += 2) {
-      uint32_t word;
       if constexpr (bfloat) {
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(from[i + 1]), "f"(from[i]));
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(to.word[i / 2]) : "f"(from[i + 1]), "f"(from[i]));
       } else {
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(from[i + 1]), "f"(from[i]));
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(to.word[i / 2]) : "f"(from[i + 1]), "f"(from[i]));
       }
-      to.item[i].bits = static_cast<uint16_t>(word);
-      to.item[i + 1].bits = static_cast<uint16_t>(word >> 16);
     }
   } else
 #endif
   {
 #pragma unroll
-    for (int i = 0; i < count; ++i) to.item[i] = from_real<Storage>(from[i]);
+    for (int i = 0; i < count; ++i) to.put(i, from_real<Storage>(from[i]));
   }
   return to;
 }
@@ -124,40 +150,49 @@ FOCAL_DEVICE void store(T* address, T value) {
 #endif
 }
 
-// `count` neighbouring elements, by 16-byte accesses where `aligned` says that they lie on a 16-byte boundary.
+// `count` neighbouring elements by accesses of 16 bytes, where `aligned` says that they lie on such a boundary.
 template <Cache cache, int count, class T>
-FOCAL_DEVICE Vector<T, count> load_vector(const T* address, bool aligned) {
-  Vector<T, count> result;
+FOCAL_DEVICE Vector<T, count> load_vector(const T* address, bool aligned = true) {
+  using Whole = Vector<T, count>;
+  Whole result{};
   if (aligned) {
-    constexpr int part = sizeof(T) * count <= 16 ? count : 16 / static_cast<int>(sizeof(T));
+    constexpr int words = Whole::kWords < 4 ? Whole::kWords : 4;
+    using Part = Vector<uint32_t, words>;
 #pragma unroll
-    for (int i = 0; i < count; i += part) {
-      const auto piece = load<cache>(reinterpret_cast<const Vector<T, part>*>(address + i));
+    for (int w = 0; w < Whole::kWords; w += words) {
+      const Part part = load<cache>(reinterpret_cast<const Part*>(address) + w / words);
 #pragma unroll
-      for (int j = 0; j < part; ++j) result.item[i + j] = piece.item[j];
+      for (int j = 0; j < words; ++j) result.word[w + j] = part.word[j];
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < count; ++i) result.item[i] = load(address + i);
+    for (int i = 0; i < count; ++i) result.put(i, load(address + i));
   }
   return result;
 }
 
 template <Cache cache, int count, class T>
-FOCAL_DEVICE void store_vector(T* address, const Vector<T, count>& value, bool aligned) {
-  if (aligned) {
-    constexpr int part = sizeof(T) * count <= 16 ? count : 16 / static_cast<int>(sizeof(T));
+FOCAL_DEVICE void store_vector(T* address, const Vector<T, count>& value) {
+  using Whole = Vector<T, count>;
+  constexpr int words = Whole::kWords < 4 ? Whole::kWords : 4;
+  using Part = Vector<uint32_t, words>;
 #pragma unroll
-    for (int i = 0; i < count; i += part) {
-      Vector<T, part> piece;
+  for (int w = 0; w < Whole::kWords; w += words) {
+    Part part;
 #pragma unroll
-      for (int j = 0; j < part; ++j) piece.item[j] = value.item[i + j];
-      store<cache>(reinterpret_cast<Vector<T, part>*>(address + i), piece);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < count; ++i) store(address + i, value.item[i]);
+    for (int j = 0; j < words; ++j) part.word[j] = value.word[w + j];
+    store<cache>(reinterpret_cast<Part*>(address) + w / words, part);
   }
+}
+
+// The same pointer, of which the compiler no longer knows how it was made, so that it keeps it through a loop instead of
+// making it again in every turn.
+template <class T>
+FOCAL_DEVICE T* keep(T* pointer) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(pointer));
+#endif
+  return pointer;
 }
 
 // value / divisor and the rest without a division: exact for value < 2^32.

@@ -21,7 +21,8 @@ struct ValueDeriv {
 };
 
 // The exponents that need no exp of their own; everything else is kAny. More cases gain < 15 % and cost build time.
-enum class Exponent { kZero, kOne, kTwo, kAny };
+// kTwoOrAny: gamma itself is asked, where one evaluation serves many logits.
+enum class Exponent { kZero, kOne, kTwo, kAny, kTwoOrAny };
 
 inline Exponent exponent_of(double gamma) {
   return gamma == 0 ? Exponent::kZero : gamma == 1 ? Exponent::kOne : gamma == 2 ? Exponent::kTwo : Exponent::kAny;
@@ -39,7 +40,7 @@ template <class Math, Exponent exponent, class Real>
 FOCAL_INLINE Real modulator(Real q, Real minus_log_q, Real gamma) {
   if (exponent == Exponent::kZero) return Real(1);
   if (exponent == Exponent::kOne) return q;
-  if (exponent == Exponent::kTwo) return q * q;
+  if (exponent == Exponent::kTwo || (exponent == Exponent::kTwoOrAny && gamma == Real(2))) return q * q;
   return Math::exp(-gamma * minus_log_q);
 }
 

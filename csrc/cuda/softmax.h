@@ -1,0 +1,75 @@
+// What the softmax engines share: a task's numbers, and what becomes of a position once its classes have been summed.
+// The maximum and the sum are taken over the classes other than the target's, so that neither loses it.
+//   margin   z = x_t - (largest + log sum)         gradient   d loss / d x_t = slope, d / d x_j = -slope e_j / sum
+// Must not know: which loss Term is, where logits lie, torch.
+#pragma once
+
+#include "cuda/labels.h"
+#include "cuda/places.h"
+#include "cuda/reduce.h"
+#include "cuda/term.h"
+
+namespace focal::cuda {
+
+template <class Real>
+struct Softmax {
+  const void* logits;
+  void* gradient;
+  const void* targets;
+  Real* loss;                 // unreduced, or null
+  const Real* upstream_each;  // of an unreduced loss, or null
+  const Real* alpha;          // [classes], or null
+  Real weight, gamma;         // weight: without alpha
+  DType target_dtype;
+  int32_t classes;
+  IndexRule index;
+  Scaling scaling;
+  Partial* partials;
+};
+
+// A position's label: its class, or a negative number where the position takes no part.
+template <class Real>
+FOCAL_DEVICE int32_t read_code(const Softmax<Real>& a, int64_t at, Findings<Real>& found) {
+  const int32_t code = code_of(a.index, load_label(a.targets, a.target_dtype, at));
+  if (code < 0) ++found.ignored;
+  if (code == kInvalid) found.invalid = at;
+  return code;
+}
+
+// The largest of the other classes, for subtraction: where all of them are -inf, 0.
+template <class Real>
+FOCAL_DEVICE Real shift_of(Real largest) {
+  return largest == -std::numeric_limits<Real>::infinity() ? Real(0) : largest;
+}
+
+template <class Real>
+struct PositionGradient {
+  Real own;     // d loss / d x_t
+  Real others;  // d loss / d x_j = others * e_j
+};
+
+// own, shift: in units of Math, sum: of exp(x_j - shift) over the other classes. each: the position's place in an
+// unreduced loss or upstream. `counts`: one thread of those that evaluate a position adds its loss and stores it.
+template <class Term, Mode mode, class Real>
+FOCAL_DEVICE PositionGradient<Real> evaluate_position(const Softmax<Real>& a, Real scale, int32_t code, Real own,
+                                                      Real shift, Real sum, int64_t each, bool counts,
+                                                      Findings<Real>& found) {
+  using Math = typename Term::Math;
+  if (code < 0) {
+    if (counts && a.loss) store(a.loss + each, Real(0));
+    return {Real(0), Real(0)};
+  }
+  const Real weight = a.alpha ? load(a.alpha + code) : a.weight;
+  const ValueDeriv<Real> result = Term::hard(a.gamma)((own - shift) - Math::log(sum));
+  const Real value = weight * result.value;
+  if (counts) {
+    found.sum += value;
+    if (a.loss) store(a.loss + each, value * Math::kUnit);
+  }
+  if (mode == Mode::kLoss) return {Real(0), Real(0)};
+  Real slope = weight * scale * result.deriv;
+  if (a.upstream_each) slope *= load(a.upstream_each + each);
+  return {slope, sum == Real(0) ? Real(0) : -slope * reciprocal<Math>(sum)};
+}
+
+}  // namespace focal::cuda
