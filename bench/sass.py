@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -34,6 +34,14 @@ RATES = {"slots": 33.5e12, "alu": 16.7e12, "mufu": 4.18e12}
 SIZES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8, "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8}
 
 
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the main path, and how many elements it is about."""
+
+    code: list[Instruction]
+    elements: float
+
+
 @dataclass
 class Kernel:
     name: str
@@ -46,36 +54,35 @@ class Kernel:
     goal: dict[str, float] = field(default_factory=dict)
 
     @property
-    def counted(self) -> bool:
-        return self.function is not None and bool(self.family) and "path" in self.family
+    def declared(self) -> list[dict[str, Any]]:
+        """Where the main path is: the family itself, or its parts, such as one loop after the other."""
+        family = self.family or {}
+        return family.get("parts") or ([family] if "path" in family else [])
 
     @cached_property
-    def path(self) -> list[int]:
-        """Blocks of the main path, where the family says that it is: in a loop, or along the whole kernel."""
-        if not self.counted:
+    def parts(self) -> list[Part]:
+        """The main path; empty where none is declared, or nothing fits what is declared."""
+        if self.function is None:
             return []
-        search = {"loop": self.function.main_loop, "line": self.function.main_line}[self.family["path"]]
-        return search(self.work())
-
-    @property
-    def elements(self) -> float:
-        """Elements that the main path is about."""
-        return self.evaluate(self.family["elements"])
-
-    @property
-    def code(self) -> list[Instruction]:
-        return self.function.code(self.path) if self.path else []
+        found = []
+        for declared in self.declared:
+            search = {"loop": self.function.main_loop, "line": self.function.main_line}[declared["path"]]
+            path = search(self.work(declared))
+            found.append(Part(self.function.code(path), self.evaluate(declared["elements"])))
+        return found if all(part.code for part in found) else []
 
     def per_element(self) -> dict[str, float]:
         """Issue slots along the main path, in all and by pipe."""
-        if not self.path:
-            return {}
-        pipes = Counter(instruction.pipe for instruction in self.code)
-        return {name: count / self.elements for name, count in {"slots": len(self.code), **pipes}.items()}
+        costs: defaultdict[str, float] = defaultdict(float)
+        for part in self.parts:
+            for name, count in Counter(instruction.pipe for instruction in part.code).items():
+                costs[name] += count / part.elements
+            costs["slots"] += len(part.code) / part.elements
+        return dict(costs)
 
     def headroom(self) -> float | None:
         """How many times as fast as memory can be copied the main path can be issued; below 1 it is the bound."""
-        if not self.path or "bytes" not in self.family:
+        if not self.parts or "bytes" not in self.family:
             return None
         costs = self.per_element()
         slowest = max(costs.get(name, 0) / rate for name, rate in RATES.items())
@@ -83,7 +90,7 @@ class Kernel:
 
     def calls(self) -> list[str]:
         """Subroutines called on the main path, whose instructions are not in the count."""
-        return [instruction.operands for instruction in self.code if instruction.is_a("CALL")]
+        return [i.operands for part in self.parts for i in part.code if i.is_a("CALL")]
 
     def measured(self) -> dict[str, float]:
         """What is compared with what was recorded."""
@@ -102,10 +109,10 @@ class Kernel:
     def path_problems(self) -> list[str]:
         if self.family is None:
             return [f"is of no family in {BUDGETS.name}"]
-        if not self.counted:
+        if self.function is None or not self.declared:
             return []
-        if not self.path:
-            return [f"has no main path with {self.work()}"]
+        if not self.parts:
+            return ["has no main path with " + " and ".join(str(self.work(declared)) for declared in self.declared)]
         if not self.recorded:
             return ["has no recorded budget (--record)"]
         return [
@@ -117,11 +124,11 @@ class Kernel:
     def problems(self) -> list[str]:
         return self.usage_problems() + self.path_problems()
 
-    def work(self) -> Work:
+    def work(self, declared: dict[str, Any]) -> Work:
         """What the main path executes, such as {"MUFU": 24, "LDG": 1}."""
 
         def counts(name: str) -> dict[str, int]:
-            return {opcode: int(self.evaluate(formula)) for opcode, formula in self.family.get(name, {}).items()}
+            return {opcode: int(self.evaluate(formula)) for opcode, formula in declared.get(name, {}).items()}
 
         return Work(counts("at_least"), counts("at_most"))
 
@@ -133,8 +140,8 @@ class Kernel:
 
     def as_json(self) -> dict[str, Any]:
         facts = {"name": self.name, "mangled": self.mangled, "file": self.file, **asdict(self.usage)}
-        if self.path:
-            facts |= {"elements": self.elements, "per_element": self.per_element(), "calls": self.calls()}
+        if self.parts:
+            facts |= {"per_element": self.per_element(), "calls": self.calls(), "headroom": self.headroom()}
         return {**facts, "recorded": self.recorded, "goal": self.goal, "problems": self.problems()}
 
 
@@ -179,7 +186,7 @@ def _first(entries: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
 def record(kernels: list[Kernel], architecture: str) -> None:
     budgets = read_budgets()
     budgets["measured_with"] = f"nvcc {cubin.toolkit().version_text}, {architecture}"
-    budgets["recorded"] = {kernel.name: kernel.measured() for kernel in kernels if kernel.path}
+    budgets["recorded"] = {kernel.name: kernel.measured() for kernel in kernels if kernel.parts}
     BUDGETS.write_text(dump(budgets))
 
 
@@ -236,18 +243,24 @@ def complaints(kernels: list[Kernel]) -> str:
 def annotated(kernel: Kernel) -> str:
     """The main path, with what executes each instruction, where it comes from, and what is passed over; then the lines
     of source that most of it comes from."""
-    if not kernel.path:
+    if not kernel.parts:
         raise SystemExit(f"{kernel.name} has no main path: {'; '.join(kernel.problems()) or 'none is declared'}")
-    lines, following = [f"{kernel.name}: {len(kernel.code)} slots, {kernel.elements:g} elements"], None
-    for instruction in kernel.code:
-        if following is not None and instruction.address > following:
-            lines.append(f"        ... {(instruction.address - following) // 16} instructions passed over")
-        elif following is not None and instruction.address < following:
-            lines.append("        ... back")
-        following = instruction.address + 16
-        lines.append(f"  {instruction.address:05x} {instruction.pipe:8}{str(instruction):64} {instruction.source}")
-    by_line = Counter(instruction.source for instruction in kernel.code).most_common(20)
-    lines += ["slots per element, by line:", *(f"  {n / kernel.elements:6.2f}  {source}" for source, n in by_line)]
+    lines, by_line = [], Counter()
+    for part in kernel.parts:
+        lines.append(f"{kernel.name}: {len(part.code)} slots, {part.elements:g} elements")
+        following = part.code[0].address
+        for instruction in part.code:
+            if instruction.address > following:
+                lines.append(f"        ... {(instruction.address - following) // 16} instructions passed over")
+            elif instruction.address < following:
+                lines.append("        ... back")
+            following = instruction.address + 16
+            lines.append(f"  {instruction.address:05x} {instruction.pipe:8}{str(instruction):64} {instruction.source}")
+            by_line[instruction.source] += 1 / part.elements
+    lines += [
+        "slots per element, by line:",
+        *(f"  {slots:6.2f}  {source}" for source, slots in by_line.most_common(20)),
+    ]
     return "\n".join(lines)
 
 
