@@ -46,6 +46,7 @@ VERDICT_SECONDS = 12.0
 LOST = 3  # bench's status when it lost the device
 SLACK = 12.0  # what the benchmark may take beyond its time: the scenario it is in
 LOG_BYTES = 3_000_000  # of one call; a tool that finds one fault finds a million
+OWN_FILES = ("log.txt", "verdict.txt", "plots.zip", "profile.csv")
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
 
@@ -242,7 +243,8 @@ def bench(session: Session, seconds: float) -> Outcome:
 
 
 def _result_files(session: Session) -> list[Path]:
-    return sorted(path for path in session.out.glob("*.json"))
+    """The benchmark's, in a folder where others may keep theirs."""
+    return sorted(path for path in session.out.glob("*.json") if path.read_text().startswith('{\n "environment"'))
 
 
 def plots(session: Session, seconds: float) -> Outcome:
@@ -447,9 +449,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     session = Session(options.out.resolve(), start + options.seconds, options.dry_run)
     session.out.mkdir(parents=True, exist_ok=True)
-    for path in session.out.glob("*"):  # what an earlier run left would be taken for this one's
-        if path.suffix in (".txt", ".json", ".zip", ".png", ".csv"):
-            path.unlink()
+    # What an earlier run left would be taken for this one's.
+    for path in [*(session.out / name for name in OWN_FILES), *_result_files(session)]:
+        path.unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the verdict is printed even so
     names = options.names if "machine" in options.names else ["machine", *options.names]
     run(session, names, options.seconds / SECONDS, options.limits)

@@ -3,6 +3,7 @@ built. The last line is JSON, for ``bench.gpu``; the exit status is 1 without a 
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import json
 import os
@@ -76,7 +77,8 @@ def describe(torch: Any, index: int) -> dict[str, Any]:
 def tools() -> dict[str, str | None]:
     """The CUDA tools, on PATH or where the toolkit is."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    path = os.pathsep.join([os.environ.get("PATH", ""), f"{home}/bin", f"{home}/compute-sanitizer"])
+    folders = [f"{home}/bin", f"{home}/compute-sanitizer", *glob.glob("/opt/nvidia/nsight-compute/*")]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *folders])
     return {tool: shutil.which(tool, path=path) for tool in ("nvcc", "compute-sanitizer", "ncu", "cuobjdump")}
 
 

@@ -148,6 +148,16 @@ def test_results_are_merged_into_the_known_ones_but_those_of_a_dry_run(monkeypat
     assert list(results.load(known / "a-gpu.json")["scenarios"]) == ["a"]
 
 
+def test_of_an_earlier_run_only_its_own_files_go(monkeypatch, tmp_path):
+    theirs, plots = tmp_path / "theirs.json", tmp_path / "plots.zip"
+    theirs.write_text('{"a": 1}')
+    plots.write_text("")
+    results.merge(tmp_path / "a-gpu.json", {"commit": "", "torch": "", "load": 0}, {})
+    parts(monkeypatch, machine=lambda *_: Outcome(PASSED))
+    assert gpu.main(["--dry-run", "--parts=machine", f"--out={tmp_path}"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "theirs.json", "verdict.txt"]
+
+
 def test_arguments(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("OUT", str(tmp_path))
     assert gpu.parse([]).out == tmp_path
@@ -233,7 +243,7 @@ def test_the_options_of_the_tests_are_known_to_pytest():
 def test_the_benchmark_goes_on_after_a_crash(session, calls):
     seen, answers = calls
     document = {"environment": {}, "scenarios": {"a": {}, "c": {}}}
-    (session.out / "gpu.json").write_text(json.dumps(document))
+    (session.out / "gpu.json").write_text(json.dumps(document, indent=1))
     answers += [
         Call(-11, "measuring a\nmeasuring b\n"),
         Call(gpu.LOST, "measuring c\nmeasuring d\nfailed: d\nno time left for: e\n"),
@@ -252,7 +262,7 @@ def test_the_benchmark_stops_where_it_cannot_start(session, calls):
 
 
 def test_the_benchmark_says_what_it_had_no_time_for(session, calls):
-    (session.out / "gpu.json").write_text(json.dumps({"environment": {}, "scenarios": {"a": {}}}))
+    (session.out / "gpu.json").write_text(json.dumps({"environment": {}, "scenarios": {"a": {}}}, indent=1))
     calls[1].append(Call(0, "measuring a\nno time left for: b, c\n"))
     assert gpu.bench(session, 100) == Outcome(PASSED, "1 measured; no time left for 2")
 
