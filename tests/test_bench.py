@@ -6,6 +6,7 @@ import ctypes
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -431,6 +432,20 @@ def test_gpu_turns(pretended_gpu, latency):
         assert len(runner.samples.get("forward", ())) == (2 if split else 0)
         assert ("inference" in summary) == (name == "focal_cuda")
     assert bool(pretended_gpu) != latency
+
+
+def test_compiling_does_not_count_as_a_turn_on_a_gpu(pretended_gpu):
+    slow = [0.3]
+
+    def function(logits, *arguments):
+        if not torch.is_grad_enabled() and slow:
+            time.sleep(slow.pop())
+        return logits.sum()
+
+    runner = Runner(candidates_of("softmax")["focal_cuda"], [_inputs("softmax", (8, 4))], Clock("cuda"))
+    runner.function = function
+    runner.warm_up(Budget(seconds=0.1, cap_seconds=0.2, min_turns=11, max_turns=20, warmup_calls=5))
+    assert runner.turns >= 11 and not slow
 
 
 def test_a_gpu_run_from_the_plan_to_the_readme(pretended_gpu, monkeypatch, tmp_path, capsys):
