@@ -27,25 +27,22 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 import zipfile
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import machine, results
+from bench import machine, process, results
+from bench.process import Call
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 530.0
 VERDICT_SECONDS = 12.0
 LOST = 3  # bench's status when it lost the device
 SLACK = 12.0  # what the benchmark may take beyond its time: the scenario it is in
-LOG_BYTES = 3_000_000  # of one call; a tool that finds one fault finds a million
 OWN_FILES = ("log.txt", "verdict.txt", "plots.zip", "profile.csv")
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
@@ -55,21 +52,6 @@ class Outcome:
     word: str
     note: str = ""
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Call:
-    """A finished process. ``status`` is None where it was stopped because its time was up."""
-
-    status: int | None
-    output: str
-
-    @property
-    def word(self) -> str:
-        return PASSED if self.status == 0 else FAILED
-
-    def last_line(self, pattern: str) -> str:
-        return next((line.strip("= ") for line in reversed(self.output.splitlines()) if re.search(pattern, line)), "")
 
 
 @dataclass
@@ -100,55 +82,14 @@ class Session:
     def call(self, command: list[str], seconds: float, environment: Mapping[str, str] | None = None) -> Call:
         """Runs a command for so long at most; what it prints is shown, logged and returned."""
         self.say(f"$ {' '.join(command)}")
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        lines: deque[str] = deque(maxlen=100_000)
-
-        def read() -> None:
-            kept = 0
-            with (self.out / "log.txt").open("a") as log:
-                for line in process.stdout:
-                    kept += len(line)
-                    if kept < LOG_BYTES:
-                        sys.stdout.write(line)
-                        log.write(line)
-                        log.flush()
-                    lines.append(line)
-            sys.stdout.flush()
-
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        late = False
-        try:
-            process.wait(max(seconds, 1))
-        except subprocess.TimeoutExpired:
-            late = True
+        call = process.call(command, seconds, environment or {}, ROOT, self.out / "log.txt")
+        if call.status is None:
             self.say(f"stopped after {seconds:.0f} s")
-        finally:
-            _end(process)
-        reader.join(5)
-        return Call(None if late else process.returncode, "".join(lines))
+        return call
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Ends the process and all it started: politely, so that pytest still sums up, then not."""
-    for number, patience in ((signal.SIGINT, 5.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
+def _word(call: Call) -> str:
+    return PASSED if call.status == 0 else FAILED
 
 
 def _python(*arguments: str) -> list[str]:
@@ -181,7 +122,7 @@ def build(session: Session, seconds: float) -> Outcome:
         # "native": the GPUs that are there, and nothing else.
         environment["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST", "native")
     call = session.call(_python("setup.py", "build_ext", "--inplace"), seconds, environment)
-    return Outcome(call.word, call.last_line("^focal_cuda: ") or call.last_line("error"))
+    return Outcome(_word(call), call.last_line("^focal_cuda: ") or call.last_line("error"))
 
 
 def tests(session: Session, seconds: float) -> Outcome:
@@ -206,7 +147,7 @@ def tests(session: Session, seconds: float) -> Outcome:
     else:
         command += ["-m", "large or not large"]
     call = session.call(command, seconds, environment)
-    return Outcome(call.word, call.last_line(r"\d+ (passed|failed|errors?|skipped).* in [\d.]+s") or "no summary")
+    return Outcome(_word(call), call.last_line(r"\d+ (passed|failed|errors?|skipped).* in [\d.]+s") or "no summary")
 
 
 def bench(session: Session, seconds: float) -> Outcome:
@@ -260,7 +201,7 @@ def plots(session: Session, seconds: float) -> Outcome:
             if not session.dry:
                 shutil.copy(picture, results.FOLDER)
             picture.unlink()
-    return Outcome(call.word, f"{len(pictures)} in plots.zip")
+    return Outcome(_word(call), f"{len(pictures)} in plots.zip")
 
 
 def sanitizer(session: Session, seconds: float) -> Outcome:
@@ -285,7 +226,7 @@ def sanitizer(session: Session, seconds: float) -> Outcome:
             words.append(SKIPPED)
             notes.append(f"{check}: not permitted here ({refused})")
         else:
-            words.append(call.word)
+            words.append(_word(call))
             notes.append(f"{check}: {summary or f'status {call.status}'}")
     word = FAILED if FAILED in words else PASSED if PASSED in words else SKIPPED
     return Outcome(word, "; ".join(notes))
@@ -317,7 +258,7 @@ def profile(session: Session, seconds: float) -> Outcome:
         session.say("  ".join(f"{name} {value}" for name, value in row.items()))
     if not rows:
         return Outcome(SKIPPED, "ncu saw no kernel: " + (call.last_line("==ERROR==|rror") or f"status {call.status}"))
-    return Outcome(call.word, f"{len(rows)} kernels in profile.csv")
+    return Outcome(_word(call), f"{len(rows)} kernels in profile.csv")
 
 
 def kernel_rows(text: str) -> list[dict[str, str]]:

@@ -68,7 +68,7 @@ def describe(torch: Any, index: int) -> dict[str, Any]:
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
-        "l2_mib": properties.L2_cache_size >> 20,
+        "l2_mib": getattr(properties, "L2_cache_size", 0) >> 20,
         "free_gib": round(free / 2**30, 1),
         "total_gib": round(total / 2**30, 1),
     }

@@ -51,7 +51,7 @@ class Clock:
         self.cuda = device == "cuda"
         self.latency = latency
         if self.cuda and not latency:
-            cache = torch.cuda.get_device_properties().L2_cache_size
+            cache = torch.cuda.get_device_properties(device).L2_cache_size
             self.other = torch.ones(cache, dtype=torch.float32, device=device)  # four times the cache
 
     def before(self) -> None:

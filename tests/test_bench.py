@@ -384,7 +384,7 @@ def pretended_gpu(monkeypatch):
     slept = []
     generator = torch.Generator
     answers = {
-        "get_device_properties": lambda: Properties,
+        "get_device_properties": lambda device: Properties,
         "get_device_name": lambda: "A GPU 200",
         "synchronize": lambda: None,
         "empty_cache": lambda: None,
