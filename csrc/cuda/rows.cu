@@ -1,0 +1,229 @@
+// Which kernel of rows_staged.h and rows_direct.h a task goes to, and how it is cut.
+#include <algorithm>
+#include <numeric>
+
+#include "cuda/engines.h"
+#include "cuda/plan.h"
+#include "cuda/rows_direct.h"
+#include "cuda/rows_staged.h"
+
+#if !defined(FOCAL_SIMT)
+#include <atomic>
+#endif
+
+namespace focal::cuda {
+namespace {
+
+constexpr int64_t kStagedClasses = 512;    // at most, per row
+constexpr int64_t kStagedBytes = 4096;     // of a chunk, where a turn of all threads has fewer
+constexpr int64_t kPartThreads = 128;      // of a block whose rows need fewer
+constexpr int64_t kWarpsOfBlock = 16;      // of a row, so that a multiprocessor has room for more than one block
+constexpr int kDirectCounts[] = {16, 32};  // classes of a thread
+constexpr int64_t kMostClasses = 1 << 30;  // places within a row have 32 bits
+
+bool classes_are_neighbours(const Task& task) {
+  for (Operand o : {kLogits, kGradient}) {
+    if (task.tensor[o] && task.tensor[o].class_stride != 1 && task.classes != 1) return false;
+  }
+  return task.tensor[kLogits].dtype != DType::kFloat64 && task.classes <= kMostClasses;
+}
+
+// The offsets of an unreduced loss or of its upstream, whichever there is, stand where the loss's do.
+template <class Places>
+void use_each(const Task& task, const Positions& positions, Places& places) {
+  for (int d = 0; d < places.rank; ++d) places.strides[d][kLoss] = positions.dims[d].stride[each_of(task)];
+}
+
+template <auto constant>
+using Constant = std::integral_constant<decltype(constant), constant>;
+
+// Whether an operand's rows lie next to each other, and its chunks, which are whole vectors, on their boundaries.
+bool chunks_are_aligned(const Task& task, const Positions& positions, Operand operand) {
+  const Tensor& tensor = task.tensor[operand];
+  if (!tensor) return true;
+  const int64_t vector = 16 / storage_bytes(tensor.dtype);
+  const Dim& dim = positions.innermost();
+  if (!lies_on_16_bytes(tensor.data) || (dim.stride[operand] != task.classes && dim.size != 1)) return false;
+  for (int d = 0; d + 1 < positions.rank; ++d) {
+    if (positions.dims[d].stride[operand] % vector != 0) return false;
+  }
+  return true;
+}
+
+struct StagedKernel {
+  Take take;
+  int count;
+};
+constexpr StagedKernel kStaged[] = {
+    {Take::kRow, 4},      {Take::kRow, 8},      {Take::kRow, 12},     {Take::kRow, 20},     {Take::kRow, 24},
+    {Take::kRow, 32},     {Take::kClasses, 20}, {Take::kClasses, 24}, {Take::kClasses, 32}, {Take::kVectors, 8},
+    {Take::kVectors, 16}, {Take::kVectors, 24}, {Take::kVectors, 32},
+};
+
+bool cut_staged(const Task& task, StagedRows<float>& a, StagedKernel& kernel, Grid& grid) {
+  const Positions positions = ordered(task);
+  const Dim& dim = positions.innermost();
+  const int64_t classes = task.classes, bytes = storage_bytes(task.tensor[kLogits].dtype), vector = 16 / bytes;
+  if (classes > kStagedClasses || !a.outer.assign(positions.dims, positions.rank - 1)) return false;
+  use_each(task, positions, a.outer);
+  const bool whole = classes % vector == 0;
+
+  // The lanes and registers that waste the fewest instructions: about 9 a class, and 100 and more a row.
+  int64_t least_cost = 0;
+  a.lanes = 0;
+  for (const StagedKernel& candidate : kStaged) {
+    if (whole != (candidate.take == Take::kVectors)) continue;
+    const int64_t items = whole ? classes / vector : classes, room = whole ? candidate.count / vector : candidate.count;
+    const int64_t least = staged_least(candidate.count, candidate.take, static_cast<int>(vector));
+    for (int log2 = 0; log2 <= (candidate.take == Take::kRow ? 0 : 5); ++log2) {
+      const int64_t lanes = int64_t(1) << log2;
+      if (items / lanes < least || divide_up(items, lanes) > room) continue;
+      const int64_t cost = lanes * (candidate.count * 9 + 100 + 16 * log2);
+      if (a.lanes != 0 && cost >= least_cost) continue;
+      least_cost = cost;
+      kernel = candidate;
+      a.lanes = static_cast<int32_t>(lanes);
+      a.lanes_log2 = log2;
+    }
+  }
+  if (a.lanes == 0) return false;
+
+  const int64_t groups = kStagedThreads / a.lanes;
+  int64_t turns = std::clamp<int64_t>(divide_up(kStagedBytes, groups * classes * bytes), 1, 8);
+  while (groups * turns * classes % vector != 0) turns *= 2;
+  a.chunk_rows = static_cast<int32_t>(groups * turns);
+  a.rows = dim.size;
+  const int64_t run_chunks = divide_up(a.rows, a.chunk_rows);
+  a.chunks = run_chunks * (positions.count / std::max<int64_t>(dim.size, 1));
+  if (run_chunks > 0x7fffffff) return false;
+  a.run_chunks = static_cast<int32_t>(run_chunks);
+  for (int o = 0; o < kOperands; ++o) a.pitch[o] = dim.stride[o];
+  a.pitch[kLoss] = dim.stride[each_of(task)];
+  a.in_vectors = chunks_are_aligned(task, positions, kLogits) && chunks_are_aligned(task, positions, kGradient);
+  a.swizzle = whole ? static_cast<int32_t>(std::gcd(classes / vector, int64_t(8))) - 1 : 0;
+  a.by_classes = FastDivisor(static_cast<uint32_t>(classes));
+  // Several chunks, so that one is on its way while the one before is worked on, where there are blocks enough.
+  const int64_t steps = std::max(std::clamp<int64_t>(a.chunks / 2048, 1, 8), divide_up(a.chunks, kManyBlocks));
+  if (steps > 0x7fffffff) return false;
+  a.steps = static_cast<int32_t>(steps);
+  grid = {divide_up(a.chunks, steps), kStagedThreads, static_cast<size_t>(2 * a.chunk_rows * classes * bytes)};
+  return true;
+}
+
+// Whether a cluster of blocks can be launched on the current device.
+bool clusters_exist() {
+#if defined(FOCAL_SIMT)
+  return true;
+#else
+  static std::atomic<int8_t> known[64];  // by device: 0, or 1 + whether they do
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device < 0) return false;
+  if (device < 64 && known[device] != 0) return known[device] == 2;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
+  if (device < 64) known[device] = major >= 9 ? 2 : 1;
+  return major >= 9;
+#endif
+}
+
+// count: a thread's classes, 0 for the kernel that sweeps a row twice.
+bool cut_direct(const Task& task, DirectRows<float>& a, int& count, Grid& grid) {
+  const Positions positions = ordered(task);
+  if (!a.positions.assign(positions.dims, positions.rank)) return false;
+  use_each(task, positions, a.positions);
+  const int64_t vector = 16 / storage_bytes(task.tensor[kLogits].dtype);
+  a.rows = positions.count;
+  a.cluster = 1;
+  const auto warps_of = [&](int64_t with) {
+    return std::max<int64_t>(divide_up(task.classes / vector, kWarp * with / vector), 1);
+  };
+  const int64_t few = warps_of(kDirectCounts[0]), many = warps_of(kDirectCounts[1]);
+  // A row costs a thread as much as a dozen classes.
+  const bool narrow = few <= kWarpsOfBlock && few * (kDirectCounts[0] + 12) < many * (kDirectCounts[1] + 12);
+  count = kDirectCounts[narrow ? 0 : 1];
+  int64_t warps = narrow ? few : many;
+  if (clusters_exist()) {
+    while (a.cluster < 8 && warps > kWarpsOfBlock * a.cluster) a.cluster *= 2;
+  }
+  warps = divide_up(warps, a.cluster);
+  if (warps > kMaxWarps) {
+    count = 0;
+    a.cluster = 1;
+    warps = kSweptThreads / kWarp;
+  }
+  a.row_threads = static_cast<int32_t>(warps * kWarp);
+  const int64_t parts = count > 0 && a.cluster == 1 ? std::max<int64_t>(kPartThreads / a.row_threads, 1) : 1;
+  const int64_t sets = divide_up(a.rows, parts);
+  const int64_t steps = std::max<int64_t>(divide_up(sets, kManyBlocks / a.cluster), 1);
+  if (steps > 0x7fffffff) return false;
+  a.steps = static_cast<int32_t>(steps);
+  grid = {divide_up(sets, steps) * a.cluster, static_cast<unsigned>(parts * a.row_threads), 0,
+          static_cast<unsigned>(a.cluster)};
+  return true;
+}
+
+template <class Term, class Storage>
+cudaError_t start(const StagedRows<float>& a, const StagedKernel& kernel, const Grid& grid, cudaStream_t stream) {
+  cudaError_t error = cudaErrorInvalidValue;
+  const auto try_one = [&](auto take, auto count) {
+    if (kernel.take == take.value && kernel.count == count.value)
+      error = FOCAL_LAUNCH(grid, stream, (rows_staged<Term, Storage, count.value, take.value>), a);
+  };
+  const auto try_each = [&](auto take, auto... counts) { (try_one(take, counts), ...); };
+  try_each(Constant<Take::kRow>(), Constant<4>(), Constant<8>(), Constant<12>(), Constant<20>(), Constant<24>(),
+           Constant<32>());
+  try_each(Constant<Take::kClasses>(), Constant<20>(), Constant<24>(), Constant<32>());
+  try_each(Constant<Take::kVectors>(), Constant<8>(), Constant<16>(), Constant<24>(), Constant<32>());
+  return error;
+}
+
+template <class Term, class Storage>
+cudaError_t start(const DirectRows<float>& a, int count, const Grid& grid, cudaStream_t stream) {
+  if (count == 0) return FOCAL_LAUNCH(grid, stream, (rows_swept<Term, Storage>), a);
+  if (count == kDirectCounts[0]) return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kDirectCounts[0]>), a);
+  return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kDirectCounts[1]>), a);
+}
+
+// Calls use(arguments, kernel, grid) with the cut of the first kind of kernel that takes the task.
+template <class Use>
+bool choose(const Task& task, const Use& use) {
+  if (!classes_are_neighbours(task)) return false;
+  Grid grid{0, 0};
+  StagedRows<float> staged{};
+  StagedKernel kernel{};
+  if (cut_staged(task, staged, kernel, grid)) return use(staged, kernel, grid), true;
+  DirectRows<float> direct{};
+  int count = 0;
+  if (cut_direct(task, direct, count, grid)) return use(direct, count, grid), true;
+  return false;
+}
+
+template <class Storage>
+cudaError_t run_as(const Task& task, cudaStream_t stream) {
+  using Term = FocalTerm<BinaryMath<sizeof(Storage) == 4>, Exponent::kTwoOrAny>;
+  cudaError_t error = cudaErrorInvalidValue;
+  choose(task, [&](auto& a, const auto& kernel, const Grid& grid) {
+    set_numbers(task, a);
+    error = start<Term, Storage>(a, kernel, grid, stream);
+  });
+  return error;
+}
+
+}  // namespace
+
+bool plan_rows(Task& task) {
+  return choose(task, [&](const auto&, const auto&, const Grid& grid) {
+    task.engine = Engine::kRows;
+    task.blocks = grid.blocks;
+  });
+}
+
+cudaError_t run_rows(const Task& task, cudaStream_t stream) {
+  switch (task.tensor[kLogits].dtype) {
+    case DType::kFloat32: return run_as<float>(task, stream);
+    case DType::kFloat16: return run_as<Half>(task, stream);
+    case DType::kBFloat16: return run_as<BFloat16>(task, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace focal::cuda

@@ -1,0 +1,277 @@
+// Softmax engine for short rows that lie next to each other (images in channels_last, [N, classes]): a block copies a
+// chunk of rows into shared memory as it lies, in vectors that know no rows, and its lanes take them from there.
+//   mapping        a chunk of rows at a time, the next one on its way meanwhile; 1, 2, 4 ... 32 lanes share a row and
+//                  hold kCount of its classes each in registers. The gradient takes the logits' place in shared memory
+//   traffic        logits read once, gradient written once, both in 16-byte vectors; labels once
+//   banks          single elements: rows of an odd number of words have no conflicts, of twice an odd number two to a
+//                  bank. Rows of whole vectors: Staging moves the vectors so that no two lanes meet
+//   determinism    a row's sum and a block's rows follow from the shape alone
+//   participation  every thread reaches the barriers and leave_partial, with or without rows
+// Rows that lie apart or off the boundaries are copied one element at a time.
+// Must not know: which loss Term is, torch.
+#pragma once
+
+#include "cuda/rows.h"
+
+namespace focal::cuda {
+
+constexpr unsigned kStagedThreads = 128;
+
+// What a lane takes of a row: all of it; every a.lanes-th class; every a.lanes-th vector of 16 bytes.
+enum class Take { kRow, kClasses, kVectors };
+
+template <class Real>
+struct StagedRows : Softmax<Real> {
+  Outer outer;               // runs of rows
+  int64_t rows;              // of a run
+  int64_t pitch[kOperands];  // from row to row; kLoss: of an unreduced loss or its upstream
+  int64_t chunks;            // of all runs
+  int32_t run_chunks;        // of a run
+  int32_t chunk_rows, steps;
+  int32_t lanes, lanes_log2;
+  int32_t swizzle;
+  FastDivisor by_classes;
+  bool in_vectors;  // chunks are copied in vectors
+};
+
+// Of blocks on a multiprocessor, so that enough bytes are on their way.
+constexpr int staged_blocks(int count) { return count <= 24 ? 8 : 6; }
+
+// A chunk's rows: the first one, per operand, and how many there are.
+template <class Real>
+struct Chunk {
+  int64_t offset[kOperands];
+  int rows;
+
+  FOCAL_DEVICE Chunk(const StagedRows<Real>& a, int64_t index) {
+    rows = 0;
+#pragma unroll
+    for (int o = 0; o < kOperands; ++o) offset[o] = 0;
+    if (index >= a.chunks) return;
+    int64_t in_run = index;
+    if (a.outer.rank > 0) {
+      const int64_t run = index / a.run_chunks;
+      in_run = index - run * a.run_chunks;
+      a.outer.locate(run, offset);
+    }
+    const int64_t first = in_run * a.chunk_rows;
+    rows = static_cast<int>(min(a.rows - first, static_cast<int64_t>(a.chunk_rows)));
+#pragma unroll
+    for (int o = 0; o < kOperands; ++o) offset[o] += first * a.pitch[o];
+  }
+};
+
+// A chunk in shared memory. Vectors lie where `at` says.
+template <class Storage>
+struct Staging {
+  static constexpr int kVector = kRowVector<Storage>;
+  Line* lines;
+  int swizzle;
+
+  FOCAL_DEVICE int at(int line) const { return line ^ (line >> 3 & swizzle); }
+  FOCAL_DEVICE Storage* element(int i) const {
+    return reinterpret_cast<Storage*>(lines + at(i / kVector)) + i % kVector;
+  }
+
+  // What is less than a vector at the end of the last chunk goes in elements, as does everything that is not aligned.
+  template <class Real>
+  FOCAL_DEVICE void fill(const StagedRows<Real>& a, const Chunk<Real>& chunk) const {
+    const Storage* from = static_cast<const Storage*>(a.logits) + chunk.offset[kLogits];
+    const int count = chunk.rows * a.classes;
+    int first = 0;
+    if (a.in_vectors) {
+      for (int line = threadIdx.x; line < count / kVector; line += kStagedThreads)
+        start_copy(lines + at(line), from + line * kVector);
+      first = count / kVector * kVector;
+    }
+    for (int i = first + threadIdx.x; i < count; i += kStagedThreads) {
+      const int row = static_cast<int>(a.by_classes.quotient(i));
+      *element(i) = load(from + row * a.pitch[kLogits] + (i - row * a.classes));
+    }
+  }
+
+  template <class Real>
+  FOCAL_DEVICE void empty(const StagedRows<Real>& a, const Chunk<Real>& chunk) const {
+    Storage* to = static_cast<Storage*>(a.gradient) + chunk.offset[kGradient];
+    const int count = chunk.rows * a.classes;
+    int first = 0;
+    if (a.in_vectors) {
+      for (int line = threadIdx.x; line < count / kVector; line += kStagedThreads)
+        store<Cache::kOnce>(reinterpret_cast<Line*>(to) + line, shared_line(lines + at(line)));
+      first = count / kVector * kVector;
+    }
+    for (int i = first + threadIdx.x; i < count; i += kStagedThreads) {
+      const int row = static_cast<int>(a.by_classes.quotient(i));
+      store(to + row * a.pitch[kGradient] + (i - row * a.classes), *element(i));
+    }
+  }
+};
+
+// Of a lane's items, elements or vectors of them, those that a kernel counts on; the rest may not exist.
+constexpr int staged_least(int count, Take take, int vector) {
+  if (take == Take::kVectors) return count / vector - 1;
+  return count <= 12                         ? count - 3
+         : count == 20 && take == Take::kRow ? 13
+         : count == 32                       ? 25 - (take != Take::kRow)
+                                             : count - 4 + (take == Take::kRow);
+}
+
+// A lane's part of a row in shared memory.
+template <class Storage, int kCount, Take take>
+struct Part {
+  static constexpr int kVector = kRowVector<Storage>;
+  static constexpr int kLeast = staged_least(kCount, take, kVector);
+  const Staging<Storage> staging;
+  const int first;  // element or, of vectors, line
+  const int step;   // from one to the lane's next
+  const int count;  // elements or lines there are
+
+  FOCAL_DEVICE void read(float (&x)[kCount]) const {
+    if constexpr (take == Take::kVectors) {
+#pragma unroll
+      for (int j = 0; j < kCount / kVector; ++j) {
+        float some[kVector];
+        if (j < kLeast || j < count) {
+          widen(bit_cast<Vector<Storage, kVector>>(shared_line(staging.lines + staging.at(first + j * step))), some);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kVector; ++i) some[i] = -std::numeric_limits<float>::infinity();
+        }
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) x[j * kVector + i] = some[i];
+      }
+    } else {
+      const Storage* from = reinterpret_cast<const Storage*>(staging.lines) + first;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        x[i] = -std::numeric_limits<float>::infinity();
+        if (i < kLeast || i < count) x[i] = to_real<float>(from[i * step]);
+      }
+    }
+  }
+
+  FOCAL_DEVICE void write(const float (&x)[kCount], float factor) const {
+    if constexpr (take == Take::kVectors) {
+#pragma unroll
+      for (int j = 0; j < kCount / kVector; ++j) {
+        float some[kVector];
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) some[i] = x[j * kVector + i] * factor;
+        if (j < kLeast || j < count)
+          set_shared_line(staging.lines + staging.at(first + j * step), bit_cast<Line>(narrow<Storage>(some)));
+      }
+    } else {
+      float slope[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) slope[i] = x[i] * factor;
+      const Vector<Storage, kCount> raw = narrow<Storage>(slope);
+      Storage* to = reinterpret_cast<Storage*>(staging.lines) + first;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (i < kLeast || i < count) to[i * step] = raw.get(i);
+      }
+    }
+  }
+};
+
+template <class Term, class Storage, int kCount, Take take>
+__global__ void __launch_bounds__(kStagedThreads, staged_blocks(kCount)) rows_staged(const StagedRows<float> a) {
+  using Math = typename Term::Math;
+  using Real = float;
+  constexpr int kVector = kRowVector<Storage>;
+  const Real lowest = -std::numeric_limits<Real>::infinity();
+  Real scale;
+  if (!begin(a.scaling, scale)) return;
+  Findings<Real> found;
+
+  const int lanes = take == Take::kRow ? 1 : a.lanes;
+  const int lane = take == Take::kRow ? 0 : static_cast<int>(threadIdx.x) & (lanes - 1);
+  const int group = take == Take::kRow ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x) >> a.lanes_log2;
+  const int groups = static_cast<int>(kStagedThreads) >> (take == Take::kRow ? 0 : a.lanes_log2);
+  const int items = take == Take::kVectors ? a.classes / kVector : a.classes;
+  const int count = take == Take::kRow ? items : (items - lane + lanes - 1) >> a.lanes_log2;
+  const int stage_lines = a.chunk_rows * a.classes / kVector;
+
+  const auto label_of = [&](const Chunk<Real>& chunk, int row) -> int64_t {
+    if (row >= chunk.rows) return 0;
+    return load_label(a.targets, a.target_dtype, chunk.offset[kTargets] + row * a.pitch[kTargets]);
+  };
+  int64_t index = static_cast<int64_t>(blockIdx.x) * a.steps;
+  const int64_t end = min(index + a.steps, a.chunks);
+  Line* const both = reinterpret_cast<Line*>(dynamic_shared());
+  int stage = 0;
+  int64_t label = 0;
+  {
+    const Chunk<Real> chunk(a, index);
+    Staging<Storage>{both, a.swizzle}.fill(a, chunk);
+    label = label_of(chunk, group);
+  }
+  for (; index < end; ++index, stage ^= 1) {
+    const Staging<Storage> staging{both + stage * stage_lines, a.swizzle};
+    const Chunk<Real> chunk(a, index);
+    wait_for_copies();
+    __syncthreads();
+    const Chunk<Real> following(a, index + 1 < end ? index + 1 : a.chunks);
+    Staging<Storage>{both + (stage ^ 1) * stage_lines, a.swizzle}.fill(a, following);
+
+    for (int row = group; row < a.chunk_rows; row += groups) {
+      const bool exists = row < chunk.rows;
+      int32_t code = kIgnored;
+      if (exists) code = note_code(a, label, chunk.offset[kTargets] + row * a.pitch[kTargets], lane == 0, found);
+      const int next_row = row + groups;
+      label = next_row < a.chunk_rows ? label_of(chunk, next_row) : label_of(following, group);
+
+      // The target's logit is kept and leaves its place in shared memory to -inf.
+      Storage* own_place = nullptr;
+      int holder = 0;
+      Real own = 0;
+      if (code >= 0) {
+        holder = take == Take::kVectors ? code / kVector & (lanes - 1) : code & (lanes - 1);
+        if (holder == lane) {
+          own_place = take == Take::kVectors ? staging.element(row * a.classes + code)
+                                             : reinterpret_cast<Storage*>(staging.lines) + row * a.classes + code;
+          own = to_real<Real>(*own_place);
+          *own_place = from_real<Storage>(lowest);
+        }
+      }
+      if (take != Take::kRow) own = __shfl_sync(kAllLanes, own, holder, lanes);
+
+      const Part<Storage, kCount, take> part{staging, row * items + lane, lanes, count};
+      Real x[kCount];
+      part.read(x);
+      if (__any_sync(kAllLanes, code < 0)) {
+        // Whatever stands there, NaN included, gets a gradient of 0.
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) x[i] = code < 0 ? lowest : x[i];
+      }
+      Real largest = lowest;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) largest = fmaxf(largest, x[i]);
+      if (take != Take::kRow) largest = over_lanes(largest, lanes, Larger());
+      const Real shift = Math::to_units(shift_of(largest));
+      Real sum = 0;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        x[i] = Math::exp(exponent_of_class<Math>(x[i], shift));
+        sum += x[i];
+      }
+      if (take != Take::kRow) sum = over_lanes(sum, lanes, Added());
+      PositionGradient<Real> gradient{0, 0};
+      if (exists)
+        gradient =
+            evaluate_position<Term, Mode::kGradient>(a, scale, code, exponent_of_class<Math>(own, shift), Real(0), sum,
+                                                     chunk.offset[kLoss] + row * a.pitch[kLoss], lane == 0, found);
+      if (a.gradient) {
+        part.write(x, gradient.others);
+        if (own_place) *own_place = from_real<Storage>(gradient.own);
+      }
+    }
+    if (a.gradient) {
+      __syncthreads();
+      staging.empty(a, chunk);
+    }
+  }
+  leave_partial(found, Math::kUnit, a.partials);
+}
+
+}  // namespace focal::cuda
