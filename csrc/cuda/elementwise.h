@@ -56,6 +56,15 @@ struct Place {
   int spread, count;
 };
 
+// Value and d value / dx of a logit in units whose target may be soft.
+template <class Term, class Real>
+FOCAL_DEVICE ValueDeriv<Real> any_target(Real gamma, Real logit, Real target) {
+  if (target != Real(0) && target != Real(1)) return Term::soft(gamma)(logit, target);
+  const Real sign = target == Real(1) ? Real(1) : Real(-1);
+  const ValueDeriv<Real> result = Term::hard(gamma)(sign * logit);
+  return {result.value, sign * result.deriv};
+}
+
 // `step` times `bytes` further on: a product of 32 bits by 32, which is one instruction with its sum.
 template <class T>
 FOCAL_DEVICE T* moved(T* pointer, int step, int32_t bytes) {
@@ -165,7 +174,7 @@ class VectorOfElements {
     }
     if (special || !(sum < Term::Hard::kUnguarded)) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) soft_or_ignored(place, each + i, i, x[i], target[i], value[i], slope[i]);
+      for (int i = 0; i < kCount; ++i) anything(place, each + i, i, x[i], target[i], value[i], slope[i]);
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) found_.sum += i < place.count ? value[i] : Real(0);
@@ -210,8 +219,8 @@ class VectorOfElements {
     return sum;
   }
 
-  FOCAL_DEVICE void soft_or_ignored(const Place<Storage>& place, int64_t at, int i, Real x, Real target, Real& value,
-                                    Real& slope) const {
+  FOCAL_DEVICE void anything(const Place<Storage>& place, int64_t at, int i, Real x, Real target, Real& value,
+                             Real& slope) const {
     if (i >= place.count) return;
     if (!a_.dense_rule.counted(target) || !a_.dense_rule.valid(target)) {
       value = slope = 0;
@@ -220,7 +229,7 @@ class VectorOfElements {
       return;
     }
     const Real weight = target * a_.positive_weight + (Real(1) - target) * a_.negative_weight;
-    const ValueDeriv<Real> result = Term::soft(a_.gamma)(Math::to_units(x), target);
+    const ValueDeriv<Real> result = any_target<Term>(a_.gamma, Math::to_units(x), target);
     value = weight * result.value;
     slope = weight * scale_ * result.deriv;
   }
@@ -381,19 +390,18 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
   const unsigned part = rest % a.parts;
   int64_t offset[kOperands];
   a.outer.locate(rest / a.parts, offset);
-  const Lane lane(a.aligned, kCount, tile, a.run);
+  const Lane lane(a.aligned, kCount, threadIdx.x, blockDim.x, tile, a.run);
   if (lane.count > 0) {
+    const int64_t first_target = offset[kTargets] + lane.first * a.target_stride;
+    int64_t label[kCount];
+    load_labels(a.targets, a.target_dtype, first_target, a.target_stride * lane.spread, lane.count, false, label);
     int32_t codes[kCount];
     bool ordinary = true;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      codes[i] = kBackground;
-      if (i < lane.count) {
-        const int64_t at = offset[kTargets] + (lane.first + static_cast<int64_t>(i) * lane.spread) * a.target_stride;
-        codes[i] = code_of(a.index, load_label(a.targets, a.target_dtype, at));
-        if (codes[i] == kInvalid) found.invalid = at;
-        ordinary &= codes[i] == kBackground;
-      }
+      codes[i] = i < lane.count ? code_of(a.index, label[i]) : kBackground;
+      if (codes[i] == kInvalid) found.invalid = first_target + i * lane.spread * a.target_stride;
+      ordinary &= codes[i] == kBackground;
     }
     const int32_t begin_class = static_cast<int32_t>(part) * a.part_classes;
     const int32_t end_class = begin_class + a.part_classes < a.classes ? begin_class + a.part_classes : a.classes;
@@ -490,8 +498,6 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
   Real scale;
   if (!begin(a.scaling, scale)) return;
   Findings<Real> found;
-  const auto hard = Term::hard(a.gamma);
-  const auto soft = Term::soft(a.gamma);
 
   int64_t index = static_cast<int64_t>(blockIdx.x) * a.steps * kElementThreads + threadIdx.x;
   for (int step = 0; step < a.steps && index < a.count; ++step, index += kElementThreads) {
@@ -517,13 +523,7 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
     if (counted && valid) {
       const Real x = Math::to_units(to_real<Real>(load(static_cast<const Storage*>(a.logits) + offset[kLogits])));
       const Real weight = target * positive_weight + (Real(1) - target) * negative_weight;
-      ValueDeriv<Real> result;
-      if (target == Real(0) || target == Real(1)) {
-        result = hard(target == Real(1) ? x : -x);
-        result.deriv = target == Real(1) ? result.deriv : -result.deriv;
-      } else {
-        result = soft(x, target);
-      }
+      const ValueDeriv<Real> result = any_target<Term>(a.gamma, x, target);
       value = weight * result.value;
       if (mode == Mode::kGradient) {
         slope = weight * scale * result.deriv;

@@ -23,6 +23,32 @@ FOCAL_DEVICE int32_t code_of(const IndexRule& rule, int64_t label) {
   return rule.valid(label) ? rule.code(label) : kInvalid;
 }
 
+// `count` labels at a distance of `stride`, of which `exist` exist; those that do not are 0. vector: they are neighbours,
+// all there, and lie on a boundary of 16 bytes or of all of them.
+template <int count>
+FOCAL_DEVICE void load_labels(const void* labels, DType dtype, int64_t at, int64_t stride, int exist, bool vector,
+                              int64_t (&to)[count]) {
+  const auto read = [&](auto type) {
+    using T = decltype(type);
+    const T* first = static_cast<const T*>(labels) + at;
+    if constexpr (sizeof(T) * count % 4 == 0) {
+      if (vector) {
+        const auto raw = load_vector<Cache::kKeep, count>(first);
+#pragma unroll
+        for (int i = 0; i < count; ++i) to[i] = raw.get(i);
+        return;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < count; ++i) to[i] = i < exist ? load(first + i * stride) : T(0);
+  };
+  if (dtype == DType::kInt64) return read(int64_t());
+  if (dtype == DType::kUInt8) return read(uint8_t());
+  if (dtype == DType::kInt32) return read(int32_t());
+  if (dtype == DType::kInt16) return read(int16_t());
+  read(int8_t());
+}
+
 // Dense targets; integers by value.
 template <class Real>
 FOCAL_DEVICE Real load_target(const void* targets, DType dtype, int64_t at) {

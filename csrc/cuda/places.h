@@ -46,17 +46,16 @@ struct Outer {
   }
 };
 
-// A thread's `most` positions of a tile of a run. Where vectors are aligned they are neighbours. Elsewhere the lanes of
-// a warp take turns, since stores of single elements must fill whole sectors between them.
+// A thread's `most` positions of a tile of a run that `threads` threads share. Where vectors are aligned they are
+// neighbours. Elsewhere the lanes of a warp take turns, since stores of single elements must fill whole sectors.
 struct Lane {
   int64_t first;
   int spread, count;
 
-  FOCAL_DEVICE Lane(bool aligned, int most, unsigned tile, int64_t run) {
-    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int64_t start = static_cast<int64_t>(tile) * blockDim.x * most;
+  FOCAL_DEVICE Lane(bool aligned, int most, unsigned thread, unsigned threads, unsigned tile, int64_t run) {
+    const unsigned lane = thread % 32, warp = thread / 32;
     spread = aligned ? 1 : 32;
-    first = start + (aligned ? threadIdx.x * most : warp * 32 * most + lane);
+    first = static_cast<int64_t>(tile) * threads * most + (aligned ? thread * most : warp * 32 * most + lane);
     const int64_t left = run - first;
     const int64_t exist = aligned ? left : (left + 31) / 32;
     count = left <= 0 ? 0 : exist < most ? static_cast<int>(exist) : most;

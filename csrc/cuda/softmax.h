@@ -27,6 +27,24 @@ struct Softmax {
   Partial* partials;
 };
 
+// A task's numbers in the computing type. Host.
+template <class Real>
+void set_numbers(const Task& task, Softmax<Real>& a) {
+  a.logits = task.tensor[kLogits].data;
+  a.gradient = task.tensor[kGradient].data;
+  a.targets = task.tensor[kTargets].data;
+  a.loss = static_cast<Real*>(task.tensor[kLoss].data);
+  a.upstream_each = static_cast<const Real*>(task.tensor[kUpstream].data);
+  a.alpha = static_cast<const Real*>(task.alpha);
+  a.weight = static_cast<Real>(task.positive_weight);
+  a.gamma = static_cast<Real>(task.gamma);
+  a.target_dtype = task.tensor[kTargets].dtype;
+  a.classes = static_cast<int32_t>(task.classes);
+  a.index = task.index;
+  a.scaling = task.scaling;
+  a.partials = task.partials;
+}
+
 // A position's label: its class, or a negative number where the position takes no part.
 template <class Real>
 FOCAL_DEVICE int32_t read_code(const Softmax<Real>& a, int64_t at, Findings<Real>& found) {
@@ -48,19 +66,19 @@ struct PositionGradient {
   Real others;  // d loss / d x_j = others * e_j
 };
 
-// own, shift: in units of Math, sum: of exp(x_j - shift) over the other classes. each: the position's place in an
-// unreduced loss or upstream. `counts`: one thread of those that evaluate a position adds its loss and stores it.
+// own: the target's logit less the shift, in units of Math; sum: of exp(x_j - shift) over the other classes.
+// each: the position's place in an unreduced loss or upstream. counts: one thread of those that settle a position adds
+// its loss and stores it.
 template <class Term, Mode mode, class Real>
-FOCAL_DEVICE PositionGradient<Real> evaluate_position(const Softmax<Real>& a, Real scale, int32_t code, Real own,
-                                                      Real shift, Real sum, int64_t each, bool counts,
-                                                      Findings<Real>& found) {
+FOCAL_DEVICE PositionGradient<Real> settle_position(const Softmax<Real>& a, Real scale, int32_t code, Real own,
+                                                    Real sum, int64_t each, bool counts, Findings<Real>& found) {
   using Math = typename Term::Math;
   if (code < 0) {
     if (counts && a.loss) store(a.loss + each, Real(0));
     return {Real(0), Real(0)};
   }
   const Real weight = a.alpha ? load(a.alpha + code) : a.weight;
-  const ValueDeriv<Real> result = Term::hard(a.gamma)((own - shift) - Math::log(sum));
+  const ValueDeriv<Real> result = Term::hard(a.gamma)(own - Math::log(sum));
   const Real value = weight * result.value;
   if (counts) {
     found.sum += value;

@@ -1,6 +1,6 @@
 // The elementary functions the loss is made of, as policies: exp of a non-positive argument, log1p on [0, 1], log.
 // Logarithms are in units of kUnit nats, exp takes its argument in them, and to_units brings a logit there: a machine
-// whose exp and log are base 2 need not convert back and forth. kDivides: a division costs less than another exp.
+// whose exp and log are base 2 need not convert back and forth (kPerNat: units in a nat). kDivides: a division costs less than another exp.
 // Host and device. Must not know: the loss, tensors, threads.
 // Error bounds are tested over every binade by tests/test_math.py and tests/cpp/test_math.cpp.
 #pragma once
@@ -50,9 +50,10 @@ FOCAL_INLINE Real positive_part(Real x) {
 template <class Real_>
 struct LibmMath {
   using Real = Real_;
-  static constexpr Real kUnit = 1;
+  static constexpr Real kUnit = 1, kPerNat = 1;
   static constexpr bool kDivides = true;
   static FOCAL_INLINE Real to_units(Real x) { return x; }
+  static FOCAL_INLINE Real between(Real x, Real from) { return x - from; }
   static FOCAL_INLINE Real exp(Real x) { return std::exp(x); }
   static FOCAL_INLINE Real log1p(Real x) { return std::log1p(x); }
   static FOCAL_INLINE Real log(Real x) { return std::log(x); }
@@ -64,7 +65,7 @@ struct LibmMath {
 //   log    x normal, +-0 -> -inf  error <= 1.2e-7 max(|log x|, |x - 1|); inf and NaN pass through
 struct PolyMath {
   using Real = float;
-  static constexpr Real kUnit = 1;
+  static constexpr Real kUnit = 1, kPerNat = 1;
   static constexpr bool kDivides = true;
   static FOCAL_INLINE float to_units(float x) { return x; }
 
@@ -130,7 +131,7 @@ struct PolyMath {
 template <bool precise>
 struct BinaryMath {
   using Real = float;
-  static constexpr float kUnit = 0.693147181f;
+  static constexpr float kUnit = 0.693147181f, kPerNat = 1.442695041f;
   static constexpr bool kDivides = false;
   static FOCAL_INLINE float to_units(float x) {
 #if defined(__CUDA_ARCH__)
@@ -138,9 +139,16 @@ struct BinaryMath {
     asm("mul.rn.f32 %0, %1, 0f3FB8AA3B;" : "=f"(y) : "f"(x));
     return y;
 #else
-    return x * 1.442695041f;
+    return x * kPerNat;
 #endif
   }
+
+  // A logit less another one, in units.
+  static FOCAL_INLINE float between(float x, float from) { return (x - from) * kPerNat; }
+  // The same by one instruction, for a `from` that is given in units and below kNear: its rounding is in everything that
+  // is taken relative to it, and cancels.
+  static constexpr float kNear = 16384;
+  static FOCAL_INLINE float between_units(float x, float from) { return std::fma(x, kPerNat, -from); }
 
   static FOCAL_INLINE float exp(float x) {
 #if defined(__CUDA_ARCH__)

@@ -1,0 +1,224 @@
+// Softmax engine for strided classes (segmentation): a thread holds a few neighbouring positions and a slice of their
+// classes in registers, so that every logit is read once.
+//   mapping        up to 32 classes: a thread has all of them. More: the warps of a block share the same positions and
+//                  each has kClasses of their classes; maximum, sum and the target's logit meet in shared memory.
+//   traffic        logits read once, gradient written once, 8 or 16 bytes for each thread and class, next to its
+//                  neighbours'; labels once for each warp
+//   determinism    a position's sum runs through classes, then warps, in order; a block's positions follow from the shape
+//   participation  every thread reaches the barriers and leave_partial, with or without positions
+// Must not know: which loss Term is, torch.
+#pragma once
+
+#include "cuda/softmax.h"
+
+namespace focal::cuda {
+
+template <class Real>
+struct Columns : Softmax<Real> {
+  Outer outer;
+  int64_t run;                      // positions that are neighbours in memory
+  int64_t class_stride[kOperands];  // in elements
+  int64_t target_stride, each_stride;
+  int32_t tiles;
+  bool aligned, targets_aligned;  // every vector lies on its boundary
+};
+
+constexpr unsigned kColumnThreads = 128;
+constexpr int kColumnWarps = 12;  // that share positions, at most: as many as have the registers
+
+// Neighbouring positions of a thread. 8 bytes for each class, 256 for a warp, cost a percent of bandwidth and half the
+// registers of 16. Where half of a block's registers are not enough for 8, 4; few classes of float32 have them for 16.
+template <class Storage, int classes, bool shared>
+constexpr int kPositions = shared && classes > 16                 ? 4 / static_cast<int>(sizeof(Storage))
+                           : classes <= 8 && sizeof(Storage) == 4 ? 4
+                                                                  : 8 / static_cast<int>(sizeof(Storage));
+
+// What a warp knows of each of its positions.
+template <int warps, int positions>
+struct Shares {
+  float shift[warps][positions], sum[warps][positions], own[positions];
+};
+
+// kLeast: the fewest classes the kernel is started with; those from there on may not exist.
+// Loss and gradient are one kernel: the exponentials are there, and registers are not what bounds the loss alone.
+template <class Term, class Storage, int kClasses, int kLeast, bool shared>
+__global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads) columns(const Columns<float> a) {
+  using Math = typename Term::Math;
+  using Real = float;
+  constexpr int kCount = kPositions<Storage, kClasses, shared>;
+  const Real lowest = -std::numeric_limits<Real>::infinity();
+  Real scale;
+  if (!begin(a.scaling, scale)) return;
+  Findings<Real> found;
+
+  int64_t offset[kOperands];
+  a.outer.locate(blockIdx.x / a.tiles, offset);
+  const unsigned tile = blockIdx.x % a.tiles;
+  const unsigned warp = threadIdx.x / kWarp;
+  const Lane lane(a.aligned, kCount, shared ? threadIdx.x % kWarp : threadIdx.x, shared ? kWarp : blockDim.x, tile,
+                  a.run);
+  const int32_t first_class = shared ? static_cast<int32_t>(warp) * kClasses : 0;
+  const int32_t classes = shared ? a.classes - first_class : a.classes;  // from the thread's first one on
+  const bool whole = a.aligned && lane.count == kCount;
+
+  Real x[kClasses][kCount];
+  const Storage* from =
+      static_cast<const Storage*>(a.logits) + offset[kLogits] + lane.first + first_class * a.class_stride[kLogits];
+  if (whole) {
+    Vector<Storage, kCount> raw[kClasses];
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+      if (c < kLeast || c < classes) raw[c] = load_vector<Cache::kOnce, kCount>(from);
+      from += a.class_stride[kLogits];
+    }
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) widen(raw[c], x[c]);
+  } else {
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+#pragma unroll
+      for (int p = 0; p < kCount; ++p) {
+        x[c][p] = 0;
+        if ((c < kLeast || c < classes) && p < lane.count) x[c][p] = to_real<Real>(load(from + p * lane.spread));
+      }
+      from += a.class_stride[kLogits];
+    }
+  }
+
+  const int64_t first_target = offset[kTargets] + lane.first * a.target_stride;
+  int64_t label[kCount];
+  load_labels(a.targets, a.target_dtype, first_target, a.target_stride * lane.spread, lane.count,
+              whole && a.targets_aligned, label);
+  int32_t code[kCount];
+  bool ignored = false;
+#pragma unroll
+  for (int p = 0; p < kCount; ++p) {
+    const bool exists = p < lane.count;
+    code[p] = exists ? code_of(a.index, label[p]) : kIgnored;
+    ignored |= code[p] < 0;
+    if (exists && code[p] < 0 && (!shared || warp == 0)) {
+      ++found.ignored;
+      if (code[p] == kInvalid) found.invalid = first_target + p * lane.spread * a.target_stride;
+    }
+  }
+  if (ignored) {
+    // Whatever stands there, NaN included, becomes an ordinary position whose slope is 0.
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+#pragma unroll
+      for (int p = 0; p < kCount; ++p) x[c][p] = code[p] < 0 ? Real(0) : x[c][p];
+    }
+  }
+
+  // The target's logit is taken out, classes that do not exist never were in.
+  Real own[kCount], largest[kCount];
+#pragma unroll
+  for (int p = 0; p < kCount; ++p) own[p] = largest[p] = lowest;
+#pragma unroll
+  for (int c = 0; c < kClasses; ++c) {
+#pragma unroll
+    for (int p = 0; p < kCount; ++p) {
+      const bool is_own = code[p] - first_class == c;
+      own[p] = is_own ? x[c][p] : own[p];
+      x[c][p] = is_own || !(c < kLeast || c < classes) ? lowest : x[c][p];
+      largest[p] = fmaxf(largest[p], x[c][p]);
+    }
+  }
+  // Shifts in units, which costs one instruction for each exponential; where one is far from zero, as they are, two.
+  Real shift[kCount], sum[kCount];
+  bool far = false;
+#pragma unroll
+  for (int p = 0; p < kCount; ++p) {
+    shift[p] = shift_of(largest[p]);
+    far |= !(absolute(shift[p]) < Math::kNear);
+    sum[p] = 0;
+  }
+  if constexpr (shared) far = __syncthreads_or(far);
+  if (far) {
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+#pragma unroll
+      for (int p = 0; p < kCount; ++p) x[c][p] -= shift[p];
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < kCount; ++p) shift[p] = far ? shift[p] : Math::to_units(shift[p]);
+#pragma unroll
+  for (int c = 0; c < kClasses; ++c) {
+#pragma unroll
+    for (int p = 0; p < kCount; ++p) {
+      x[c][p] = Math::exp(Math::between_units(x[c][p], far ? Real(0) : shift[p]));
+      sum[p] += x[c][p];
+    }
+  }
+
+  Real part[kCount];  // what this thread's exponentials are multiplied by to be relative to the position's shift
+#pragma unroll
+  for (int p = 0; p < kCount; ++p) part[p] = 1;
+  if constexpr (shared) {
+    using SharesOfWarps = Shares<kColumnWarps, kWarp * kCount>;
+    FOCAL_SHARED(SharesOfWarps, shares);
+    const unsigned first = threadIdx.x % kWarp * kCount, warps = blockDim.x / kWarp;
+    const Real units = far ? Math::kPerNat : Real(1);
+#pragma unroll
+    for (int p = 0; p < kCount; ++p) {
+      shares.shift[warp][first + p] = sum[p] == Real(0) ? lowest : shift[p];
+      shares.sum[warp][first + p] = sum[p];
+      const int32_t mine = code[p] - first_class;
+      if (mine >= 0 && mine < kClasses) shares.own[first + p] = own[p];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int p = 0; p < kCount; ++p) {
+      Real most = lowest, total = 0;
+      for (unsigned w = 0; w < warps; ++w) most = fmaxf(most, shares.shift[w][first + p]);
+      most = shift_of(most);
+      for (unsigned w = 0; w < warps; ++w)
+        total += shares.sum[w][first + p] * Math::exp((shares.shift[w][first + p] - most) * units);
+      part[p] = sum[p] == Real(0) ? Real(0) : Math::exp((shift[p] - most) * units);
+      shift[p] = most;
+      sum[p] = total;
+      own[p] = code[p] < 0 ? Real(0) : shares.own[first + p];
+    }
+  }
+
+  PositionGradient<Real> gradient[kCount];
+#pragma unroll
+  for (int p = 0; p < kCount; ++p) {
+    gradient[p] = {0, 0};
+    if (p < lane.count) {
+      const int64_t each = offset[kLoss] + (lane.first + static_cast<int64_t>(p) * lane.spread) * a.each_stride;
+      const Real relative = far ? Math::between(own[p], shift[p]) : Math::between_units(own[p], shift[p]);
+      gradient[p] = settle_position<Term, Mode::kGradient>(a, scale, code[p], relative, sum[p], each,
+                                                           !shared || warp == 0, found);
+      gradient[p].others *= part[p];
+    }
+  }
+
+  if (a.gradient) {
+    Storage* to =
+        static_cast<Storage*>(a.gradient) + offset[kGradient] + lane.first + first_class * a.class_stride[kGradient];
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+      Real slope[kCount];
+#pragma unroll
+      for (int p = 0; p < kCount; ++p)
+        slope[p] = code[p] - first_class == c ? gradient[p].own : x[c][p] * gradient[p].others;
+      if (c < kLeast || c < classes) {
+        const Vector<Storage, kCount> raw = narrow<Storage>(slope);
+        if (whole) {
+          store_vector<Cache::kOnce>(to, raw);
+        } else {
+#pragma unroll
+          for (int p = 0; p < kCount; ++p) {
+            if (p < lane.count) store(to + p * lane.spread, raw.get(p));
+          }
+        }
+      }
+      to += a.class_stride[kGradient];
+    }
+  }
+  leave_partial(found, Math::kUnit, a.partials);
+}
+
+}  // namespace focal::cuda
