@@ -14,12 +14,13 @@
 namespace focal::cuda {
 namespace {
 
-constexpr int64_t kStagedClasses = 512;    // at most, per row
-constexpr int64_t kStagedBytes = 4096;     // of a chunk, where a turn of all threads has fewer
-constexpr int64_t kPartThreads = 128;      // of a block whose rows need fewer
-constexpr int64_t kWarpsOfBlock = 16;      // of a row, so that a multiprocessor has room for more than one block
-constexpr int kDirectCounts[] = {16, 32};  // classes of a thread
-constexpr int64_t kMostClasses = 1 << 30;  // places within a row have 32 bits
+constexpr int64_t kStagedClasses = 512;     // at most, per row
+constexpr int64_t kStagedBytes = 4096;      // of a chunk, where a turn of all threads has fewer
+constexpr int64_t kPartThreads = 128;       // of a block whose rows need fewer
+constexpr int64_t kWarpsOfBlock = 16;       // of a row, so that a multiprocessor has room for more than one block
+constexpr int kDirectVectors[] = {4, 6};    // of a thread
+constexpr int64_t kMostRowsOfChunk = 1024;  // and of a set of rows
+constexpr int64_t kMostClasses = 1 << 30;   // places within a row have 32 bits
 
 bool classes_are_neighbours(const Task& task) {
   for (Operand o : {kLogits, kGradient}) {
@@ -28,10 +29,29 @@ bool classes_are_neighbours(const Task& task) {
   return task.tensor[kLogits].dtype != DType::kFloat64 && task.classes <= kMostClasses;
 }
 
-// The offsets of an unreduced loss or of its upstream, whichever there is, stand where the loss's do.
-template <class Places>
-void use_each(const Task& task, const Positions& positions, Places& places) {
-  for (int d = 0; d < places.rank; ++d) places.strides[d][kLoss] = positions.dims[d].stride[each_of(task)];
+// False: more dimensions than kernels take, or rows too far apart.
+bool assign(const Task& task, const Positions& positions, RowRuns& at) {
+  if (positions.rank > RowRuns::kDims || positions.count > 0x7fffffff - kMostRowsOfChunk) return false;
+  const auto fill = [&](const Dim& dim, auto& strides) {
+    bool fits = true;
+    for (int o = 0; o < kOperands; ++o) {
+      // The offsets of an unreduced loss or of its upstream, whichever there is, stand where the loss's do.
+      const int64_t stride = dim.stride[o == kLoss ? each_of(task) : o];
+      strides[o] = static_cast<std::remove_reference_t<decltype(strides[o])>>(stride);
+      fits &= strides[o] == stride;
+    }
+    return fits;
+  };
+  const Dim none{1, {}};
+  const int outer = positions.rank - 1;
+  const Dim& inner = outer > 0 ? positions.dims[outer - 1] : none;
+  at.rows = static_cast<int32_t>(positions.innermost().size);
+  at.by_rows = FastDivisor(static_cast<uint32_t>(at.rows));
+  at.runs = static_cast<int32_t>(positions.count / at.rows);
+  at.inner_runs = static_cast<int32_t>(inner.size);
+  fill(inner, at.stride[1]);
+  fill(outer > 1 ? positions.dims[0] : none, at.stride[0]);
+  return fill(positions.innermost(), at.pitch);
 }
 
 template <auto constant>
@@ -64,8 +84,7 @@ bool cut_staged(const Task& task, StagedRows<float>& a, StagedKernel& kernel, Gr
   const Positions positions = ordered(task);
   const Dim& dim = positions.innermost();
   const int64_t classes = task.classes, bytes = storage_bytes(task.tensor[kLogits].dtype), vector = 16 / bytes;
-  if (classes > kStagedClasses || !a.outer.assign(positions.dims, positions.rank - 1)) return false;
-  use_each(task, positions, a.outer);
+  if (classes > kStagedClasses || !assign(task, positions, a.at)) return false;
   const bool whole = classes % vector == 0;
 
   // The lanes and registers that waste the fewest instructions: about 9 a class, and 100 and more a row.
@@ -92,21 +111,15 @@ bool cut_staged(const Task& task, StagedRows<float>& a, StagedKernel& kernel, Gr
   int64_t turns = std::clamp<int64_t>(divide_up(kStagedBytes, groups * classes * bytes), 1, 8);
   while (groups * turns * classes % vector != 0) turns *= 2;
   a.chunk_rows = static_cast<int32_t>(groups * turns);
-  a.rows = dim.size;
-  const int64_t run_chunks = divide_up(a.rows, a.chunk_rows);
-  a.chunks = run_chunks * (positions.count / std::max<int64_t>(dim.size, 1));
-  if (run_chunks > 0x7fffffff) return false;
-  a.run_chunks = static_cast<int32_t>(run_chunks);
-  for (int o = 0; o < kOperands; ++o) a.pitch[o] = dim.stride[o];
-  a.pitch[kLoss] = dim.stride[each_of(task)];
   a.in_vectors = chunks_are_aligned(task, positions, kLogits) && chunks_are_aligned(task, positions, kGradient);
   a.swizzle = whole ? static_cast<int32_t>(std::gcd(classes / vector, int64_t(8))) - 1 : 0;
   a.by_classes = FastDivisor(static_cast<uint32_t>(classes));
   // Several chunks, so that one is on its way while the one before is worked on, where there are blocks enough.
-  const int64_t steps = std::max(std::clamp<int64_t>(a.chunks / 2048, 1, 8), divide_up(a.chunks, kManyBlocks));
-  if (steps > 0x7fffffff) return false;
-  a.steps = static_cast<int32_t>(steps);
-  grid = {divide_up(a.chunks, steps), kStagedThreads, static_cast<size_t>(2 * a.chunk_rows * classes * bytes)};
+  const int64_t run_chunks = divide_up(a.at.rows, a.chunk_rows), chunks = run_chunks * a.at.runs;
+  const int64_t steps = std::max(std::clamp<int64_t>(chunks / 2048, 1, 8), divide_up(chunks, kManyBlocks));
+  a.steps = static_cast<int32_t>(std::min(steps, run_chunks));
+  a.run_blocks = static_cast<int32_t>(divide_up(run_chunks, a.steps));
+  grid = {int64_t(a.run_blocks) * a.at.runs, kStagedThreads, static_cast<size_t>(2 * a.chunk_rows * classes * bytes)};
   return true;
 }
 
@@ -125,27 +138,28 @@ bool clusters_exist() {
 #endif
 }
 
-// count: a thread's classes, 0 for the kernel that sweeps a row twice.
+// count: a thread's vectors, 0 for the kernel that sweeps a row twice.
 bool cut_direct(const Task& task, DirectRows<float>& a, int& count, Grid& grid) {
   const Positions positions = ordered(task);
-  if (!a.positions.assign(positions.dims, positions.rank)) return false;
-  use_each(task, positions, a.positions);
+  if (!assign(task, positions, a.at)) return false;
   const int64_t vector = 16 / storage_bytes(task.tensor[kLogits].dtype);
-  a.rows = positions.count;
+  a.rows = static_cast<int32_t>(positions.count);
   a.cluster = 1;
-  const auto warps_of = [&](int64_t with) {
-    return std::max<int64_t>(divide_up(task.classes / vector, kWarp * with / vector), 1);
-  };
-  const int64_t few = warps_of(kDirectCounts[0]), many = warps_of(kDirectCounts[1]);
-  // A row costs a thread as much as a dozen classes.
-  const bool narrow = few <= kWarpsOfBlock && few * (kDirectCounts[0] + 12) < many * (kDirectCounts[1] + 12);
-  count = kDirectCounts[narrow ? 0 : 1];
-  int64_t warps = narrow ? few : many;
+  // Fewest instructions: about 10 a class, and 200 for each thread.
+  int64_t warps = 0, least_cost = 0;
+  for (const int vectors : kDirectVectors) {
+    const int64_t needed = std::max<int64_t>(divide_up(task.classes / vector, kWarp * vectors), 1);
+    const int64_t cost = needed * (vectors * vector * 10 + 200);
+    if (warps != 0 && cost >= least_cost) continue;
+    least_cost = cost;
+    warps = needed;
+    count = vectors;
+  }
   if (clusters_exist()) {
     while (a.cluster < 8 && warps > kWarpsOfBlock * a.cluster) a.cluster *= 2;
   }
   warps = divide_up(warps, a.cluster);
-  if (warps > kMaxWarps) {
+  if (warps * kWarp > kDirectThreads) {
     count = 0;
     a.cluster = 1;
     warps = kSweptThreads / kWarp;
@@ -154,7 +168,6 @@ bool cut_direct(const Task& task, DirectRows<float>& a, int& count, Grid& grid) 
   const int64_t parts = count > 0 && a.cluster == 1 ? std::max<int64_t>(kPartThreads / a.row_threads, 1) : 1;
   const int64_t sets = divide_up(a.rows, parts);
   const int64_t steps = std::max<int64_t>(divide_up(sets, kManyBlocks / a.cluster), 1);
-  if (steps > 0x7fffffff) return false;
   a.steps = static_cast<int32_t>(steps);
   grid = {divide_up(sets, steps) * a.cluster, static_cast<unsigned>(parts * a.row_threads), 0,
           static_cast<unsigned>(a.cluster)};
@@ -179,8 +192,8 @@ cudaError_t start(const StagedRows<float>& a, const StagedKernel& kernel, const 
 template <class Term, class Storage>
 cudaError_t start(const DirectRows<float>& a, int count, const Grid& grid, cudaStream_t stream) {
   if (count == 0) return FOCAL_LAUNCH(grid, stream, (rows_swept<Term, Storage>), a);
-  if (count == kDirectCounts[0]) return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kDirectCounts[0]>), a);
-  return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kDirectCounts[1]>), a);
+  if (count == kDirectVectors[0]) return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kDirectVectors[0]>), a);
+  return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kDirectVectors[1]>), a);
 }
 
 // Calls use(arguments, kernel, grid) with the cut of the first kind of kernel that takes the task.

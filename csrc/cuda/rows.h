@@ -11,6 +11,25 @@ constexpr int kRowVector = 16 / static_cast<int>(sizeof(Storage));
 
 using Line = Vector<uint32_t, 4>;  // 16 bytes
 
+// Rows as a kernel's parameter: runs of them, each with one distance from row to row, in at most two more dimensions.
+struct RowRuns {
+  static constexpr int kDims = 3;
+  int32_t rows = 0;                  // of a run
+  int32_t runs = 0, inner_runs = 0;  // in all, and of the inner one of the two dimensions
+  FastDivisor by_rows;
+  int64_t stride[2][kOperands];  // from run to run: of the outer and of the inner dimension
+  int32_t pitch[kOperands];      // from row to row
+
+  FOCAL_DEVICE void locate(uint32_t run, int64_t (&offset)[kOperands]) const {
+#pragma unroll
+    for (int o = 0; o < kOperands; ++o) offset[o] = 0;
+    if (runs == 1) return;
+    const uint32_t outer = run / static_cast<uint32_t>(inner_runs), inner = run - outer * inner_runs;
+#pragma unroll
+    for (int o = 0; o < kOperands; ++o) offset[o] = outer * stride[0][o] + inner * stride[1][o];
+  }
+};
+
 // x in units of Math less `shift`, rounded once: logits far from zero lose nothing against each other.
 template <class Math>
 FOCAL_DEVICE float exponent_of_class(float x, float shift) {

@@ -22,12 +22,8 @@ enum class Take { kRow, kClasses, kVectors };
 
 template <class Real>
 struct StagedRows : Softmax<Real> {
-  Outer outer;               // runs of rows
-  int64_t rows;              // of a run
-  int64_t pitch[kOperands];  // from row to row; kLoss: of an unreduced loss or its upstream
-  int64_t chunks;            // of all runs
-  int32_t run_chunks;        // of a run
-  int32_t chunk_rows, steps;
+  RowRuns at;  // kLoss: an unreduced loss or its upstream
+  int32_t run_blocks, chunk_rows, steps;
   int32_t lanes, lanes_log2;
   int32_t swizzle;
   FastDivisor by_classes;
@@ -37,30 +33,6 @@ struct StagedRows : Softmax<Real> {
 // Of blocks on a multiprocessor, so that enough bytes are on their way.
 constexpr int staged_blocks(int count) { return count <= 24 ? 8 : 6; }
 
-// A chunk's rows: the first one, per operand, and how many there are.
-template <class Real>
-struct Chunk {
-  int64_t offset[kOperands];
-  int rows;
-
-  FOCAL_DEVICE Chunk(const StagedRows<Real>& a, int64_t index) {
-    rows = 0;
-#pragma unroll
-    for (int o = 0; o < kOperands; ++o) offset[o] = 0;
-    if (index >= a.chunks) return;
-    int64_t in_run = index;
-    if (a.outer.rank > 0) {
-      const int64_t run = index / a.run_chunks;
-      in_run = index - run * a.run_chunks;
-      a.outer.locate(run, offset);
-    }
-    const int64_t first = in_run * a.chunk_rows;
-    rows = static_cast<int>(min(a.rows - first, static_cast<int64_t>(a.chunk_rows)));
-#pragma unroll
-    for (int o = 0; o < kOperands; ++o) offset[o] += first * a.pitch[o];
-  }
-};
-
 // A chunk in shared memory. Vectors lie where `at` says.
 template <class Storage>
 struct Staging {
@@ -69,40 +41,41 @@ struct Staging {
   int swizzle;
 
   FOCAL_DEVICE int at(int line) const { return line ^ (line >> 3 & swizzle); }
+  template <Take take = Take::kVectors>
   FOCAL_DEVICE Storage* element(int i) const {
+    if (take != Take::kVectors) return reinterpret_cast<Storage*>(lines) + i;
     return reinterpret_cast<Storage*>(lines + at(i / kVector)) + i % kVector;
   }
 
-  // What is less than a vector at the end of the last chunk goes in elements, as does everything that is not aligned.
+  // `rows` rows from `from` on. What is less than a vector at the end of the last chunk goes in elements, as does
+  // everything that is not aligned.
   template <class Real>
-  FOCAL_DEVICE void fill(const StagedRows<Real>& a, const Chunk<Real>& chunk) const {
-    const Storage* from = static_cast<const Storage*>(a.logits) + chunk.offset[kLogits];
-    const int count = chunk.rows * a.classes;
-    int first = 0;
+  FOCAL_DEVICE void fill(const StagedRows<Real>& a, const Storage* from, int rows) const {
+    int i = static_cast<int>(threadIdx.x);
+    const int count = rows * a.classes;
     if (a.in_vectors) {
-      for (int line = threadIdx.x; line < count / kVector; line += kStagedThreads)
+      for (int line = i; line < count / kVector; line += kStagedThreads)
         start_copy(lines + at(line), from + line * kVector);
-      first = count / kVector * kVector;
+      i += count / kVector * kVector;
     }
-    for (int i = first + threadIdx.x; i < count; i += kStagedThreads) {
+    for (; i < count; i += kStagedThreads) {
       const int row = static_cast<int>(a.by_classes.quotient(i));
-      *element(i) = load(from + row * a.pitch[kLogits] + (i - row * a.classes));
+      *element(i) = load(from + static_cast<int64_t>(row) * a.at.pitch[kLogits] + (i - row * a.classes));
     }
   }
 
   template <class Real>
-  FOCAL_DEVICE void empty(const StagedRows<Real>& a, const Chunk<Real>& chunk) const {
-    Storage* to = static_cast<Storage*>(a.gradient) + chunk.offset[kGradient];
-    const int count = chunk.rows * a.classes;
-    int first = 0;
+  FOCAL_DEVICE void empty(const StagedRows<Real>& a, Storage* to, int rows) const {
+    int i = static_cast<int>(threadIdx.x);
+    const int count = rows * a.classes;
     if (a.in_vectors) {
-      for (int line = threadIdx.x; line < count / kVector; line += kStagedThreads)
+      for (int line = i; line < count / kVector; line += kStagedThreads)
         store<Cache::kOnce>(reinterpret_cast<Line*>(to) + line, shared_line(lines + at(line)));
-      first = count / kVector * kVector;
+      i += count / kVector * kVector;
     }
-    for (int i = first + threadIdx.x; i < count; i += kStagedThreads) {
+    for (; i < count; i += kStagedThreads) {
       const int row = static_cast<int>(a.by_classes.quotient(i));
-      store(to + row * a.pitch[kGradient] + (i - row * a.classes), *element(i));
+      store(to + static_cast<int64_t>(row) * a.at.pitch[kGradient] + (i - row * a.classes), *element(i));
     }
   }
 };
@@ -192,46 +165,55 @@ __global__ void __launch_bounds__(kStagedThreads, staged_blocks(kCount)) rows_st
   const int count = take == Take::kRow ? items : (items - lane + lanes - 1) >> a.lanes_log2;
   const int stage_lines = a.chunk_rows * a.classes / kVector;
 
-  const auto label_of = [&](const Chunk<Real>& chunk, int row) -> int64_t {
-    if (row >= chunk.rows) return 0;
-    return load_label(a.targets, a.target_dtype, chunk.offset[kTargets] + row * a.pitch[kTargets]);
+  int64_t offset[kOperands];
+  const uint32_t run = blockIdx.x / static_cast<uint32_t>(a.run_blocks);
+  a.at.locate(run, offset);
+  const int chunks_before = static_cast<int>(blockIdx.x - run * a.run_blocks) * a.steps;
+  const int first_row = chunks_before * a.chunk_rows;
+  const int rows = min(a.at.rows - first_row, a.steps * a.chunk_rows);  // of this block
+#pragma unroll
+  for (int o = 0; o < kOperands; ++o) offset[o] += static_cast<int64_t>(first_row) * a.at.pitch[o];
+  const Storage* const logits = static_cast<const Storage*>(a.logits) + offset[kLogits];
+  Storage* const gradients = static_cast<Storage*>(a.gradient) + offset[kGradient];
+  const auto place_of = [&](Operand o, int row) { return offset[o] + static_cast<int64_t>(row) * a.at.pitch[o]; };
+  const auto label_of = [&](int row) -> int64_t {
+    return row < rows ? load_label(a.targets, a.target_dtype, place_of(kTargets, row)) : 0;
   };
-  int64_t index = static_cast<int64_t>(blockIdx.x) * a.steps;
-  const int64_t end = min(index + a.steps, a.chunks);
-  Line* const both = reinterpret_cast<Line*>(dynamic_shared());
-  int stage = 0;
+
+  // The first turn is without a chunk: it only starts on the next one, as every turn does.
+  Line* const lines = reinterpret_cast<Line*>(dynamic_shared());
+  int next_line = 0;
   int64_t label = 0;
-  {
-    const Chunk<Real> chunk(a, index);
-    Staging<Storage>{both, a.swizzle}.fill(a, chunk);
-    label = label_of(chunk, group);
-  }
-  for (; index < end; ++index, stage ^= 1) {
-    const Staging<Storage> staging{both + stage * stage_lines, a.swizzle};
-    const Chunk<Real> chunk(a, index);
+  for (int chunk = -a.chunk_rows; chunk < rows; chunk += a.chunk_rows) {
     wait_for_copies();
     __syncthreads();
-    const Chunk<Real> following(a, index + 1 < end ? index + 1 : a.chunks);
-    Staging<Storage>{both + (stage ^ 1) * stage_lines, a.swizzle}.fill(a, following);
-
+    const int next = chunk + a.chunk_rows;
+    if (next < rows)
+      Staging<Storage>{lines + next_line, a.swizzle}.fill(a, logits + static_cast<int64_t>(next) * a.at.pitch[kLogits],
+                                                          min(rows - next, a.chunk_rows));
+    next_line ^= stage_lines;
+    if (chunk < 0) {
+      label = label_of(group);
+      continue;
+    }
+    const Staging<Storage> staging{lines + next_line, a.swizzle};
     for (int row = group; row < a.chunk_rows; row += groups) {
-      const bool exists = row < chunk.rows;
+      const int number = chunk + row;  // in the block
+      const bool exists = number < rows;
       int32_t code = kIgnored;
-      if (exists) code = note_code(a, label, chunk.offset[kTargets] + row * a.pitch[kTargets], lane == 0, found);
-      const int next_row = row + groups;
-      label = next_row < a.chunk_rows ? label_of(chunk, next_row) : label_of(following, group);
+      if (exists) code = note_code(a, label, place_of(kTargets, number), lane == 0, found);
+      label = label_of(number + groups);
 
       // The target's logit is kept and leaves its place in shared memory to -inf.
-      Storage* own_place = nullptr;
-      int holder = 0;
+      int own_at = -1, holder = 0;
       Real own = 0;
       if (code >= 0) {
-        holder = take == Take::kVectors ? code / kVector & (lanes - 1) : code & (lanes - 1);
+        holder = (take == Take::kVectors ? code / kVector : code) & (lanes - 1);
         if (holder == lane) {
-          own_place = take == Take::kVectors ? staging.element(row * a.classes + code)
-                                             : reinterpret_cast<Storage*>(staging.lines) + row * a.classes + code;
-          own = to_real<Real>(*own_place);
-          *own_place = from_real<Storage>(lowest);
+          own_at = row * a.classes + code;
+          Storage* const place = staging.template element<take>(own_at);
+          own = to_real<Real>(*place);
+          *place = from_real<Storage>(lowest);
         }
       }
       if (take != Take::kRow) own = __shfl_sync(kAllLanes, own, holder, lanes);
@@ -258,17 +240,17 @@ __global__ void __launch_bounds__(kStagedThreads, staged_blocks(kCount)) rows_st
       if (take != Take::kRow) sum = over_lanes(sum, lanes, Added());
       PositionGradient<Real> gradient{0, 0};
       if (exists)
-        gradient =
-            evaluate_position<Term, Mode::kGradient>(a, scale, code, exponent_of_class<Math>(own, shift), Real(0), sum,
-                                                     chunk.offset[kLoss] + row * a.pitch[kLoss], lane == 0, found);
+        gradient = settle_position<Term, Mode::kGradient>(a, scale, code, exponent_of_class<Math>(own, shift), sum,
+                                                          place_of(kLoss, number), lane == 0, found);
       if (a.gradient) {
         part.write(x, gradient.others);
-        if (own_place) *own_place = from_real<Storage>(gradient.own);
+        if (own_at >= 0) *staging.template element<take>(own_at) = from_real<Storage>(gradient.own);
       }
     }
     if (a.gradient) {
       __syncthreads();
-      staging.empty(a, chunk);
+      staging.empty(a, gradients + static_cast<int64_t>(chunk) * a.at.pitch[kGradient],
+                    min(rows - chunk, a.chunk_rows));
     }
   }
   leave_partial(found, Math::kUnit, a.partials);
