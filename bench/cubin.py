@@ -102,16 +102,21 @@ class Compiled:
 def compile_all(architecture: str, nvdisasm: str | None) -> list[Compiled]:
     def one(source: str) -> Compiled:
         cubin, log, fresh = _compile(source, architecture)
-        listing = _output([nvdisasm, "-c", "-g", str(cubin)]) if nvdisasm else ""
-        return Compiled(source, parse_usage(log), listing, fresh)
+        return Compiled(source, parse_usage(log), _disassemble(cubin, nvdisasm) if nvdisasm else "", fresh)
 
     toolkit()  # its absence is told once, from here
     with ThreadPoolExecutor(config.jobs(os.environ)) as pool:
         return list(pool.map(one, config.sources()["cuda"]))
 
 
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _disassemble(cubin: Path, nvdisasm: str) -> str:
+    kept = cubin.with_suffix(".sass")
+    if not kept.exists():
+        command = [nvdisasm, "-c", "-g", str(cubin)]
+        partial = kept.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        partial.replace(kept)
+    return kept.read_text()
 
 
 def _compile(source: str, architecture: str) -> tuple[Path, str, bool]:

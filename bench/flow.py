@@ -27,7 +27,7 @@ _PIPE = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in PIPES.
 _INSTRUCTION = re.compile(
     r"^\s*/\*(?P<address>[0-9a-f]+)\*/\s+(?:(?P<predicate>@!?U?P\w+)\s+)?(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*);"
 )
-_SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)")
+_SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)", re.MULTILINE)
 _LABEL = re.compile(r"^([.$\w]+):")
 _LINE = re.compile(r'^\s*//## File "([^"]*)", line (\d+)')
 _TARGET = re.compile(r"`\(([^)]+)\)")
@@ -218,20 +218,74 @@ class Function:
         issued = [i for block in ranges for i in self.instructions[block.first : block.last + 1]]
         return [instruction for instruction in issued if instruction.opcode != "NOP"]
 
+    @cached_property
+    def forward(self) -> dict[int, list[int]]:
+        """Successors without the edges that lead back, for each block after all that follow it."""
+        result: dict[int, list[int]] = {}
+        open_, stack = {0}, [(0, iter(self.blocks[0].successors), [])]
+        while stack:
+            block, successors, kept = stack[-1]
+            for successor in successors:
+                if successor in open_:
+                    continue  # leads back
+                kept.append(successor)
+                if successor not in result:
+                    open_.add(successor)
+                    stack.append((successor, iter(self.blocks[successor].successors), []))
+                    break
+            else:
+                open_.remove(block)
+                result[block] = kept
+                stack.pop()
+        return result
+
     def cheapest(self, start: int, ends: Iterable[int], work: Work, within: Iterable[int] | None = None) -> list[int]:
         """Of the acyclic paths that do the work, the one that issues the fewest instructions: it goes past a rare
         patch, but not past the arithmetic. Empty where there is no such path."""
-        ends, allowed = set(ends), set(range(len(self.blocks)) if within is None else within)
+        allowed = set(self.forward if within is None else within)
+        ends = allowed.intersection(ends)
         code = {index: self.code([index]) for index in allowed}
+        slots = {index: len(code[index]) for index in allowed}
         gain = {index: work.count(code[index]) for index in allowed}
 
-        # Dijkstra over (block, work done so far).
-        first = (start, work.add(work.nothing, gain[start]))
-        cost, origin = {first: len(code[start])}, {first: None}
-        queue = [(cost[first], first)] if first[1] is not None else []
+        # ahead[n][block][k]: the fewest slots after a block in which k more of the n-th instruction are executed.
+        ahead: list[dict[int, list[float]]] = []
+        for n, least in enumerate(work.least):
+            table: dict[int, list[float]] = {}
+            for block, successors in self.forward.items():
+                if block in allowed:
+                    following = [s for s in successors if s in allowed]
+                    table[block] = [
+                        0
+                        if not k and block in ends
+                        else min((slots[s] + table[s][max(0, k - gain[s][n])] for s in following), default=math.inf)
+                        for k in range(least + 1)
+                    ]
+            ahead.append(table)
+
+        def at_least_ahead(block: int, done: tuple[int, ...]) -> float:
+            needs = (max(0, low - d) for low, d in zip(work.least, done, strict=True))
+            return max((table[block][need] for table, need in zip(ahead, needs, strict=True)), default=0)
+
+        # A* over (block, work done so far).
+        queue: list[tuple[float, int, tuple[int, tuple[int, ...]]]] = []
+        cost: dict[tuple[int, tuple[int, ...]], int] = {}
+        origin: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]] | None] = {}
+
+        def reach(block: int, before: tuple[int, ...], spent: int, state: tuple[int, tuple[int, ...]] | None) -> None:
+            done = work.add(before, gain[block])
+            if done is None:
+                return
+            spent += slots[block]
+            total = spent + at_least_ahead(block, done)
+            if total < math.inf and spent < cost.get((block, done), math.inf):
+                cost[block, done], origin[block, done] = spent, state
+                heapq.heappush(queue, (total, spent, (block, done)))
+
+        reach(start, work.nothing, 0, None)
         while queue:
-            slots, state = heapq.heappop(queue)
-            if slots > cost[state]:
+            _, spent, state = heapq.heappop(queue)
+            if spent > cost[state]:
                 continue
             block, done = state
             if block in ends and work.enough(done):
@@ -240,14 +294,9 @@ class Function:
                     path.append(state[0])
                     state = origin[state]
                 return path[::-1]
-            for successor in self.blocks[block].successors:
-                if successor not in allowed or (block, successor) in self.back_edges:
-                    continue
-                following = (successor, work.add(done, gain[successor]))
-                total = slots + len(code[successor])
-                if following[1] is not None and total < cost.get(following, total + 1):
-                    cost[following], origin[following] = total, state
-                    heapq.heappush(queue, (total, following))
+            for successor in self.forward[block]:
+                if successor in allowed:
+                    reach(successor, done, spent, state)
         return []
 
     def main_loop(self, work: Work) -> list[int]:
@@ -271,23 +320,23 @@ def _ends_block(flow: tuple[list[int], bool, bool], index: int) -> bool:
     return bool(targets) or not falls or leaves
 
 
-def parse(text: str) -> dict[str, Function]:
-    """Functions by mangled name."""
-    functions: dict[str, Function] = {}
-    function, source = None, ""
+def sections(listing: str) -> dict[str, str]:
+    """The text of each kernel, by mangled name."""
+    starts = [*_SECTION.finditer(listing)]
+    ends = [*(match.start() for match in starts[1:]), len(listing)]
+    return {match[1]: listing[match.end() : end] for match, end in zip(starts, ends, strict=False)}
+
+
+def parse(name: str, text: str) -> Function:
+    function, source = Function(name), ""
     for line in text.splitlines():
         if match := _INSTRUCTION.match(line):
-            if function is None:
-                raise ValueError(f"an instruction outside of a function: {line}")
             address, predicate, opcode, operands = match.groups()
             function.instructions.append(
                 Instruction(int(address, 16), predicate or "", opcode, " ".join(operands.split()), source)
             )
-        elif match := _SECTION.match(line):
-            function, source = Function(match[1]), ""
-            functions[match[1]] = function
-        elif (match := _LABEL.match(line)) and function is not None:
+        elif match := _LABEL.match(line):
             function.labels[match[1]] = len(function.instructions)
         elif match := _LINE.match(line):
             source = f"{match[1].rpartition('/')[2]}:{match[2]}"
-    return functions
+    return function

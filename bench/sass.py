@@ -23,7 +23,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bench import cubin
-from bench.flow import Function, Instruction, Work, parse
+from bench.flow import Function, Instruction, Work, parse, sections
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 TOLERANCE = 0.15  # of a recorded number, before it is a problem: less is the compiler's mood
@@ -48,10 +48,14 @@ class Kernel:
     mangled: str
     file: str
     usage: cubin.Usage
-    function: Function | None = None  # None without a disassembler
+    listing: str = field(default="", repr=False)  # its disassembly, or nothing where there is no disassembler
     family: dict[str, Any] | None = None
     recorded: dict[str, float] = field(default_factory=dict)
     goal: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def function(self) -> Function:
+        return parse(self.mangled, self.listing)
 
     @property
     def declared(self) -> list[dict[str, Any]]:
@@ -62,7 +66,7 @@ class Kernel:
     @cached_property
     def parts(self) -> list[Part]:
         """The main path; empty where none is declared, or nothing fits what is declared."""
-        if self.function is None:
+        if not self.listing:
             return []
         found = []
         for declared in self.declared:
@@ -109,7 +113,7 @@ class Kernel:
     def path_problems(self) -> list[str]:
         if self.family is None:
             return [f"is of no family in {BUDGETS.name}"]
-        if self.function is None or not self.declared:
+        if not self.listing or not self.declared:
             return []
         if not self.parts:
             return ["has no main path with " + " and ".join(str(self.work(declared)) for declared in self.declared)]
@@ -132,11 +136,17 @@ class Kernel:
 
         return Work(counts("at_least"), counts("at_most"))
 
-    def evaluate(self, formula: str | float) -> float:
-        """A formula of budgets.json: arithmetic on the named groups of the family's expression."""
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What formulas may use: the named groups of the family's expression, and what it names with "let"."""
         groups = re.search(self.family["kernel"], self.name).groupdict()
-        values = {name: int(text) if (text or "").isdigit() else text for name, text in groups.items()}
-        return eval(str(formula), {"__builtins__": {}, "sizeof": SIZES.__getitem__, "min": min, "max": max}, values)
+        values = {name: int(text) if text.isdigit() else text for name, text in groups.items() if text}
+        for name, formula in self.family.get("let", {}).items():
+            values[name] = _arithmetic(formula, values)
+        return values
+
+    def evaluate(self, formula: str | float) -> float:
+        return _arithmetic(formula, self.values)
 
     def as_json(self) -> dict[str, Any]:
         facts = {"name": self.name, "mangled": self.mangled, "file": self.file, **asdict(self.usage)}
@@ -145,12 +155,16 @@ class Kernel:
         return {**facts, "recorded": self.recorded, "goal": self.goal, "problems": self.problems()}
 
 
+def _arithmetic(formula: str | float, values: dict[str, Any]) -> float:
+    return eval(str(formula), {"__builtins__": {}, "sizeof": SIZES.__getitem__, "min": min, "max": max}, values)
+
+
 def read_budgets() -> dict[str, Any]:
     return json.loads(BUDGETS.read_text())
 
 
 def measure(architecture: str = "sm_90", say: Callable[[str], None] | None = None) -> list[Kernel]:
-    """Every kernel. Without a disassembler there are no paths."""
+    """Every kernel, once for each family that declares a row of it. Without a disassembler there are no paths."""
     say = say or (lambda _: None)
     try:
         nvdisasm = cubin.disassembler()
@@ -165,22 +179,20 @@ def measure(architecture: str = "sm_90", say: Callable[[str], None] | None = Non
     names = cubin.short_names(name for file in files for name in file.usage)
     kernels = []
     for file in files:
-        functions = parse(file.listing)
+        listings = sections(file.listing)
         for mangled, usage in file.usage.items():
-            kernel = Kernel(names[mangled], mangled, file.source, usage, functions.get(mangled))
-            kernel.family = _first(budgets["families"], kernel.name)
-            kernel.recorded = budgets["recorded"].get(kernel.name, {})
-            goal = _first(budgets["goals"], kernel.name) or {}
-            kernel.goal = {cost: goal[cost] for cost in COSTS if cost in goal}
-            kernels.append(kernel)
+            families = [family for family in budgets["families"] if re.search(family["kernel"], names[mangled])]
+            for family in families or [None]:
+                name = " ".join([names[mangled], *([family["row"]] if family and "row" in family else [])])
+                goal = next((goal for goal in budgets["goals"] if re.search(goal["kernel"], name)), {})
+                goal = {cost: goal[cost] for cost in COSTS if cost in goal}
+                recorded = budgets["recorded"].get(name, {})
+                listing = listings.get(mangled, "")
+                kernels.append(Kernel(name, mangled, file.source, usage, listing, family, recorded, goal))
     twice = [name for name, count in Counter(kernel.name for kernel in kernels).items() if count > 1]
     if twice:
-        raise ValueError(f"kernels that share a short name: {', '.join(twice)}")
+        raise ValueError(f"rows that share a name: {', '.join(twice)}")
     return sorted(kernels, key=lambda kernel: kernel.name)
-
-
-def _first(entries: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    return next((entry for entry in entries if re.search(entry["kernel"], name)), None)
 
 
 def record(kernels: list[Kernel], architecture: str) -> None:

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from bench import cubin, sass
-from bench.flow import Function, Instruction, Work, parse
+from bench.flow import Function, Instruction, Work, parse, sections
 
 # The counting
 
 
-def function(body: str) -> Function:
-    """A kernel from lines of `label:` and instructions; addresses are added."""
+def listing(body: str) -> str:
+    """What nvdisasm prints of a kernel, from lines of `label:` and instructions; addresses are added."""
     lines, address = ['\t.section\t.text.kernel,"ax",@progbits', ".text.kernel:", "kernel:"], 0
     for line in body.strip().splitlines():
         line = line.strip()
@@ -22,16 +22,18 @@ def function(body: str) -> Function:
         else:
             lines.append(f"        /*{address:04x}*/                   {line} ;")
             address += 16
-    (result,) = parse("\n".join(lines)).values()
-    return result
+    return "\n".join(lines)
+
+
+def function(body: str) -> Function:
+    return parse("kernel", listing(body))
 
 
 def addresses(code: list[Instruction]) -> list[int]:
     return [instruction.address // 16 for instruction in code]
 
 
-GRID_STRIDE = function(
-    """
+GRID_STRIDE_TEXT = """
     S2R R0, SR_TID.X
     ISETP.GE.AND P0, PT, R0, UR4, PT
     @P0 EXIT
@@ -53,7 +55,7 @@ GRID_STRIDE = function(
     NOP
     NOP
     """
-)
+GRID_STRIDE = function(GRID_STRIDE_TEXT)
 
 
 def test_main_path_of_a_loop_goes_past_a_rare_branch():
@@ -200,6 +202,13 @@ def test_instructions_are_read_with_their_sources():
     assert load.is_a("LDG.E(?!.EF)") and not load.is_a("LDG.E.(32|128)")
 
 
+def test_a_listing_is_cut_into_kernels():
+    text = "// header\n" + listing("EXIT") + "\n" + listing("NOP\nEXIT").replace("text.kernel", "text.other")
+    found = sections(text)
+    assert [len(parse(name, body).instructions) for name, body in found.items()] == [1, 2]
+    assert list(found) == ["kernel", "other"]
+
+
 @pytest.mark.parametrize(
     ("pipe", "opcodes"),
     {
@@ -264,12 +273,19 @@ def kernel() -> sass.Kernel:
     family = {
         "kernel": r"^elementwise (?P<type>\w+) (?P<unroll>\d+)$",
         "path": "loop",
-        "elements": "unroll * 4 // sizeof(type)",
-        "at_least": {"MUFU": "2 * unroll", "LDG": 1},
+        "let": {"vector": "4 // sizeof(type)"},
+        "elements": "unroll * vector",
+        "at_least": {"MUFU": "unroll * vector", "LDG": 1},
     }
     usage = cubin.Usage(32, 0, 0, 0, 0)
     return sass.Kernel(
-        "elementwise bf16 1", "_Z", "elementwise.cu", usage, GRID_STRIDE, family, {"slots": 3.5, "mufu": 1}
+        "elementwise bf16 1",
+        "_Z",
+        "elementwise.cu",
+        usage,
+        listing(GRID_STRIDE_TEXT),
+        family,
+        {"slots": 3.5, "mufu": 1},
     )
 
 
@@ -288,7 +304,11 @@ def test_declaration_says_elements_and_least_work(kernel):
 
 def test_parts_are_added_up(kernel):
     once = {key: kernel.family[key] for key in ("path", "elements", "at_least")}
-    kernel.family = {"kernel": kernel.family["kernel"], "parts": [once, {**once, "elements": 7}], "bytes": 4}
+    kernel.family = {
+        **{key: kernel.family[key] for key in ("kernel", "let")},
+        "parts": [once, {**once, "elements": 7}],
+        "bytes": 4,
+    }
     assert kernel.per_element()["slots"] == 3.5 + 1
     kernel.family["parts"][1]["at_least"] = {"MUFU": 100}
     del kernel.parts
@@ -322,7 +342,7 @@ def test_a_path_is_shown_with_its_gaps(kernel):
 
 
 def test_a_kernel_without_a_path_has_a_row(kernel):
-    bare = sass.Kernel("probe fp32", "_Z", "probe.cu", cubin.Usage(18, 0, 0, 0, 0), None, {"kernel": "^probe"})
+    bare = sass.Kernel("probe fp32", "_Z", "probe.cu", cubin.Usage(18, 0, 0, 0, 0), "", {"kernel": "^probe"})
     rows = sass.table([kernel, bare]).splitlines()
     assert rows[2].split()[:5] == ["elementwise", "bf16", "1", "32", "0"]
     assert rows[3].split() == ["probe", "fp32", "18", "0"]
@@ -349,7 +369,7 @@ def test_no_kernel_spills_or_has_a_stack_frame(kernels):
 
 
 def test_no_kernel_is_over_its_budget(kernels):
-    if not any(kernel.function for kernel in kernels):
+    if not any(kernel.listing for kernel in kernels):
         pytest.skip("no nvdisasm: python -m pip install nvidia-cuda-nvdisasm")
     here, recorded = cubin.toolkit().version_text, sass.read_budgets()["measured_with"]
     if f"nvcc {here}," not in recorded:
