@@ -71,8 +71,8 @@ class Kernel:
         found = []
         for declared in self.declared:
             search = {"loop": self.function.main_loop, "line": self.function.main_line}[declared["path"]]
-            path = search(self.work(declared))
-            found.append(Part(self.function.code(path), self.evaluate(declared["elements"])))
+            code = self.function.code(search(self.work(declared)))
+            found.append(Part(code, self.evaluate(declared["elements"], code)))
         return found if all(part.code for part in found) else []
 
     def per_element(self) -> dict[str, float]:
@@ -145,8 +145,10 @@ class Kernel:
             values[name] = _arithmetic(formula, values)
         return values
 
-    def evaluate(self, formula: str | float) -> float:
-        return _arithmetic(formula, self.values)
+    def evaluate(self, formula: str | float, code: list[Instruction] | None = None) -> float:
+        """A formula; with a path's code it may ask for executed("LDG"), where a compiler is free to unroll."""
+        executed = {"executed": lambda name: sum(instruction.is_a(name) for instruction in code or [])}
+        return _arithmetic(formula, self.values | executed)
 
     def as_json(self) -> dict[str, Any]:
         facts = {"name": self.name, "mangled": self.mangled, "file": self.file, **asdict(self.usage)}

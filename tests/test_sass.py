@@ -292,6 +292,7 @@ def kernel() -> sass.Kernel:
 def test_declaration_says_elements_and_least_work(kernel):
     assert str(kernel.work(kernel.family)) == "2 MUFU, 1 LDG"
     assert kernel.parts[0].elements == 2
+    assert kernel.evaluate("3 * executed('MUFU')", kernel.parts[0].code) == 6
     assert kernel.per_element() == {
         "slots": 3.5,
         "lsu": 1,
