@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -95,6 +98,37 @@ def test_too_much_is_no_way_to_do_enough():
     exact = Work({"MUFU": 2, "LDG": 1}, {"MUFU": 2})
     assert addresses(code.code(code.main_loop(exact))) == [0, 1, 5, 6, 7, 8, 9, 10]
     assert code.main_loop(Work({}, {"MUFU": 0})) == []
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_no_path_is_cheaper(seed):
+    """Against all paths there are, through random branches forwards."""
+    draw = random.Random(seed)
+    lines, blocks = [], 8
+    for block in range(blocks):
+        lines += [
+            f".L_{block}:",
+            *draw.choices(["MUFU.EX2 R0, R0", "LDG.E R0, R1", "FADD R0, R0, R0"], k=draw.randint(1, 4)),
+        ]
+        if block < blocks - 1:
+            target = draw.randint(block + 1, blocks - 1)
+            lines.append(f"{draw.choice(['@P0 ', '@P0 ', ''])}BRA `(.L_{target})")
+    code = function("\n".join([*lines, "EXIT"]))
+
+    def paths(block: int) -> Iterator[list[int]]:
+        if code.blocks[block].leaves:
+            yield [block]
+        for successor in code.blocks[block].successors:
+            yield from ([block, *rest] for rest in paths(successor))
+
+    for least, most in [({}, {}), ({"MUFU": 4}, {}), ({"MUFU": 4, "LDG": 3}, {}), ({"MUFU": 3}, {"MUFU": 3, "LDG": 4})]:
+        counted = [(len(code.code(p)), Counter(i.opcode[:4].strip(".") for i in code.code(p))) for p in paths(0)]
+        fit = [
+            slots
+            for slots, count in counted
+            if all(count[name] >= n for name, n in least.items()) and all(count[name] <= n for name, n in most.items())
+        ]
+        assert len(code.code(code.main_line(Work(least, most)))) == min(fit, default=0)
 
 
 def test_main_path_of_a_whole_kernel():
