@@ -12,20 +12,15 @@ namespace {
 
 // Classes a thread holds: the kernels there are. Those with all classes begin where the one before ends.
 constexpr int kAlone[] = {2, 4, 8, 16, 19, 21, 32};
+constexpr int kAloneUnaligned[] = {4, 8, 21, 32};
 constexpr int kShared[] = {16, 32};
 
 struct Cut {
   Columns<float> a;
   Grid grid{0, 0};
   int classes = 0;
-  bool shared = false;
+  bool shared = false, aligned = false;
 };
-
-template <class Storage>
-int positions_of_thread(int classes, bool shared) {
-  if (classes <= 8) return kPositions<Storage, 8, false>;
-  return shared && classes == kShared[1] ? kPositions<Storage, kShared[1], true> : kPositions<Storage, 16, false>;
-}
 
 template <class Storage>
 bool cut(const Task& task, Cut& result) {
@@ -46,37 +41,70 @@ bool cut(const Task& task, Cut& result) {
     // Narrow slices leave room for more positions; wide ones are for what they cannot hold.
     result.classes = classes <= kShared[0] * kColumnWarps ? kShared[0] : kShared[1];
   }
-  const int count = positions_of_thread<Storage>(result.classes, result.shared);
   a.run = dim.size;
   for (int o = 0; o < kOperands; ++o) a.class_stride[o] = task.tensor[o].class_stride;
   for (int d = 0; d < a.outer.rank; ++d) a.outer.strides[d][kLoss] = positions.dims[d].stride[each];
   a.target_stride = dim.stride[kTargets];
   a.each_stride = dim.stride[each];
-  a.aligned = strides_divide(task, positions, kLogits, count) && strides_divide(task, positions, kGradient, count);
+  int count = positions_of_thread<Storage>(result.classes, result.shared, true);
+  result.aligned = dim.size % count == 0 && strides_divide(task, positions, kLogits, count) &&
+                   strides_divide(task, positions, kGradient, count);
+  if (!result.aligned) count = positions_of_thread<Storage>(result.classes, result.shared, false);
+  if (!result.shared && !result.aligned)
+    result.classes =
+        *std::lower_bound(std::begin(kAloneUnaligned), std::end(kAloneUnaligned), static_cast<int>(classes));
   // A thread's labels are 16 bytes or a divisor of them, or several times 16.
   const int64_t label_bytes = storage_bytes(task.tensor[kTargets].dtype),
                 label_vector = std::min<int64_t>(16, count * label_bytes);
   a.targets_aligned = dim.stride[kTargets] == 1 && lies_on_16_bytes(task.tensor[kTargets].data);
   for (int d = 0; d < a.outer.rank; ++d)
     a.targets_aligned &= positions.dims[d].stride[kTargets] * label_bytes % label_vector == 0;
-  const int64_t outer = positions.count / std::max<int64_t>(dim.size, 1);
   int64_t threads = kWarp;  // that share the positions of a tile
   if (!result.shared) {
-    a.tiles = static_cast<int32_t>(divide_up(a.run, kColumnThreads * count));
-    threads = round_up(divide_up(divide_up(a.run, count), a.tiles), kWarp);
+    const int64_t tiles = divide_up(a.run, kColumnThreads * count);
+    threads = round_up(divide_up(divide_up(a.run, count), tiles), kWarp);
   }
   const int64_t tiles = divide_up(a.run, threads * count);
   if (tiles > 0x7fffffff) return false;
-  a.tiles = static_cast<int32_t>(tiles);
-  result.grid = {outer * tiles,
+  a.tiles = static_cast<unsigned>(tiles);
+  a.runs = positions.count / std::max<int64_t>(dim.size, 1);
+  a.all_tiles = a.runs * tiles;
+  const int64_t several = std::min<int64_t>(16 / classes, divide_up(a.all_tiles, kFewBlocks));
+  a.steps = classes > kFewClasses ? 1 : static_cast<int32_t>(std::max(divide_up(a.all_tiles, kManyBlocks), several));
+  result.grid = {divide_up(a.all_tiles, a.steps),
                  static_cast<unsigned>(result.shared ? kWarp * divide_up(classes, result.classes) : threads)};
-  return result.grid.blocks <= 0x7fffffff;
+  return true;
 }
 
-template <class Storage, int kClasses, int kLeast, bool shared>
+template <class Storage, int kClasses, int kLeast, bool shared, bool aligned>
 cudaError_t start(const Cut& cut, cudaStream_t stream) {
   using Term = FocalTerm<BinaryMath<true>, Exponent::kTwoOrAny>;  // once for all classes: precise whatever is read
-  return FOCAL_LAUNCH(cut.grid, stream, (columns<Term, Storage, kClasses, kLeast, shared>), cut.a);
+  return FOCAL_LAUNCH(cut.grid, stream, (columns<Term, Storage, kClasses, kLeast, shared, aligned>), cut.a);
+}
+
+template <class Storage, bool aligned>
+cudaError_t start(const Cut& cut, cudaStream_t stream) {
+  if (cut.shared) {
+    return cut.classes == 16 ? start<Storage, 16, 1, true, aligned>(cut, stream)
+                             : start<Storage, 32, 1, true, aligned>(cut, stream);
+  }
+  if constexpr (aligned) {
+    switch (cut.classes) {
+      case 2: return start<Storage, 2, 2, false, true>(cut, stream);
+      case 4: return start<Storage, 4, 3, false, true>(cut, stream);
+      case 8: return start<Storage, 8, 5, false, true>(cut, stream);
+      case 16: return start<Storage, 16, 9, false, true>(cut, stream);
+      case 19: return start<Storage, 19, 17, false, true>(cut, stream);
+      case 21: return start<Storage, 21, 20, false, true>(cut, stream);
+      default: return start<Storage, 32, 22, false, true>(cut, stream);
+    }
+  }
+  switch (cut.classes) {
+    case 4: return start<Storage, 4, 2, false, false>(cut, stream);
+    case 8: return start<Storage, 8, 5, false, false>(cut, stream);
+    case 21: return start<Storage, 21, 9, false, false>(cut, stream);
+    default: return start<Storage, 32, 22, false, false>(cut, stream);
+  }
 }
 
 template <class Storage>
@@ -84,17 +112,7 @@ cudaError_t run_as(const Task& task, cudaStream_t stream) {
   Cut cut;
   if (!focal::cuda::cut<Storage>(task, cut)) return cudaErrorInvalidValue;
   set_numbers(task, cut.a);
-  if (cut.shared)
-    return cut.classes == 16 ? start<Storage, 16, 1, true>(cut, stream) : start<Storage, 32, 1, true>(cut, stream);
-  switch (cut.classes) {
-    case 2: return start<Storage, 2, 2, false>(cut, stream);
-    case 4: return start<Storage, 4, 3, false>(cut, stream);
-    case 8: return start<Storage, 8, 5, false>(cut, stream);
-    case 16: return start<Storage, 16, 9, false>(cut, stream);
-    case 19: return start<Storage, 19, 17, false>(cut, stream);
-    case 21: return start<Storage, 21, 20, false>(cut, stream);
-    default: return start<Storage, 32, 22, false>(cut, stream);
-  }
+  return cut.aligned ? start<Storage, true>(cut, stream) : start<Storage, false>(cut, stream);
 }
 
 }  // namespace

@@ -19,56 +19,55 @@ struct Columns : Softmax<Real> {
   int64_t run;                      // positions that are neighbours in memory
   int64_t class_stride[kOperands];  // in elements
   int64_t target_stride, each_stride;
-  int32_t tiles;
-  bool aligned, targets_aligned;  // every vector lies on its boundary
+  int64_t runs, all_tiles;
+  unsigned tiles;        // of a run
+  int32_t steps;         // tiles of a block
+  bool targets_aligned;  // every vector of labels lies on its boundary
 };
 
 constexpr unsigned kColumnThreads = 128;
+// What a block costs besides its tile is a few hundred instructions for each thread: up to here it takes several tiles.
+constexpr int kFewClasses = 8;
 constexpr int kColumnWarps = 12;  // that share positions, at most: as many as have the registers
 
-// Neighbouring positions of a thread. 8 bytes for each class, 256 for a warp, cost a percent of bandwidth and half the
-// registers of 16. Where half of a block's registers are not enough for 8, 4; few classes of float32 have them for 16.
-template <class Storage, int classes, bool shared>
-constexpr int kPositions = shared && classes > 16                 ? 4 / static_cast<int>(sizeof(Storage))
-                           : classes <= 8 && sizeof(Storage) == 4 ? 4
-                                                                  : 8 / static_cast<int>(sizeof(Storage));
+// Positions of a thread. 8 bytes for each class, 256 for a warp, cost a percent of bandwidth and half the registers of
+// 16. Where half of a block's registers are not enough for 8, 4; few classes of float32 have them for 16. Single elements
+// gain nothing from many positions.
+template <class Storage>
+constexpr int positions_of_thread(int classes, bool shared, bool aligned) {
+  constexpr int size = static_cast<int>(sizeof(Storage));
+  if (shared && classes > 16) return 4 / size;
+  if (!aligned) return 2;
+  return classes <= 8 && size == 4 ? 4 : 8 / size;
+}
 
 // What a warp knows of each of its positions.
 template <int warps, int positions>
 struct Shares {
-  float shift[warps][positions], sum[warps][positions], own[positions];
+  float shift[warps][positions], sum[warps][positions];
 };
 
-// kLeast: the fewest classes the kernel is started with; those from there on may not exist.
-// Loss and gradient are one kernel: the exponentials are there, and registers are not what bounds the loss alone.
-template <class Term, class Storage, int kClasses, int kLeast, bool shared>
-__global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads) columns(const Columns<float> a) {
+// The positions of one tile that fall to a thread. offset: of the run's first position.
+template <class Term, class Storage, int kClasses, int kLeast, bool shared, bool aligned>
+FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64_t (&offset)[kOperands],
+                               const Lane& lane, Findings<float>& found) {
   using Math = typename Term::Math;
   using Real = float;
-  constexpr int kCount = kPositions<Storage, kClasses, shared>;
+  constexpr int kCount = positions_of_thread<Storage>(kClasses, shared, aligned);
   const Real lowest = -std::numeric_limits<Real>::infinity();
-  Real scale;
-  if (!begin(a.scaling, scale)) return;
-  Findings<Real> found;
-
-  int64_t offset[kOperands];
-  a.outer.locate(blockIdx.x / a.tiles, offset);
-  const unsigned tile = blockIdx.x % a.tiles;
   const unsigned warp = threadIdx.x / kWarp;
-  const Lane lane(a.aligned, kCount, shared ? threadIdx.x % kWarp : threadIdx.x, shared ? kWarp : blockDim.x, tile,
-                  a.run);
   const int32_t first_class = shared ? static_cast<int32_t>(warp) * kClasses : 0;
   const int32_t classes = shared ? a.classes - first_class : a.classes;  // from the thread's first one on
-  const bool whole = a.aligned && lane.count == kCount;
 
   Real x[kClasses][kCount];
   const Storage* from =
       static_cast<const Storage*>(a.logits) + offset[kLogits] + lane.first + first_class * a.class_stride[kLogits];
-  if (whole) {
+  if constexpr (aligned) {
     Vector<Storage, kCount> raw[kClasses];
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) {
-      if (c < kLeast || c < classes) raw[c] = load_vector<Cache::kOnce, kCount>(from);
+      raw[c] = {};
+      if ((c < kLeast || c < classes) && lane.count > 0) raw[c] = load_vector<Cache::kOnce, kCount>(from);
       from += a.class_stride[kLogits];
     }
 #pragma unroll
@@ -88,7 +87,7 @@ __global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads) c
   const int64_t first_target = offset[kTargets] + lane.first * a.target_stride;
   int64_t label[kCount];
   load_labels(a.targets, a.target_dtype, first_target, a.target_stride * lane.spread, lane.count,
-              whole && a.targets_aligned, label);
+              aligned && lane.count > 0 && a.targets_aligned, label);
   int32_t code[kCount];
   bool ignored = false;
 #pragma unroll
@@ -110,17 +109,21 @@ __global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads) c
     }
   }
 
-  // The target's logit is taken out, classes that do not exist never were in.
+  // The target's logit is read again, from the caches: picked out of the registers it costs an instruction for each class.
   Real own[kCount], largest[kCount];
 #pragma unroll
-  for (int p = 0; p < kCount; ++p) own[p] = largest[p] = lowest;
+  for (int p = 0; p < kCount; ++p) {
+    const Storage* logits = static_cast<const Storage*>(a.logits) + offset[kLogits] + lane.first + p * lane.spread;
+    own[p] = code[p] < 0 ? Real(0) : to_real<Real>(load(logits + code[p] * a.class_stride[kLogits]));
+    largest[p] = lowest;
+  }
+  // Among the others it is taken out, and classes that do not exist never were in.
 #pragma unroll
   for (int c = 0; c < kClasses; ++c) {
 #pragma unroll
     for (int p = 0; p < kCount; ++p) {
-      const bool is_own = code[p] - first_class == c;
-      own[p] = is_own ? x[c][p] : own[p];
-      x[c][p] = is_own || !(c < kLeast || c < classes) ? lowest : x[c][p];
+      const bool is_other = (c < kLeast || c < classes) && code[p] - first_class != c;
+      x[c][p] = is_other ? x[c][p] : lowest;
       largest[p] = fmaxf(largest[p], x[c][p]);
     }
   }
@@ -164,8 +167,6 @@ __global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads) c
     for (int p = 0; p < kCount; ++p) {
       shares.shift[warp][first + p] = sum[p] == Real(0) ? lowest : shift[p];
       shares.sum[warp][first + p] = sum[p];
-      const int32_t mine = code[p] - first_class;
-      if (mine >= 0 && mine < kClasses) shares.own[first + p] = own[p];
     }
     __syncthreads();
 #pragma unroll
@@ -178,7 +179,6 @@ __global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads) c
       part[p] = sum[p] == Real(0) ? Real(0) : Math::exp((shift[p] - most) * units);
       shift[p] = most;
       sum[p] = total;
-      own[p] = code[p] < 0 ? Real(0) : shares.own[first + p];
     }
   }
 
@@ -195,30 +195,54 @@ __global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads) c
     }
   }
 
-  if (a.gradient) {
-    Storage* to =
-        static_cast<Storage*>(a.gradient) + offset[kGradient] + lane.first + first_class * a.class_stride[kGradient];
+  if (!a.gradient) return;
+  Storage* to =
+      static_cast<Storage*>(a.gradient) + offset[kGradient] + lane.first + first_class * a.class_stride[kGradient];
+  // Compared anew: as predicates that are kept from before, comparisons would cost three times as much.
+  int32_t target[kCount];
 #pragma unroll
-    for (int c = 0; c < kClasses; ++c) {
-      Real slope[kCount];
+  for (int p = 0; p < kCount; ++p) target[p] = apart(code[p] - first_class);
 #pragma unroll
-      for (int p = 0; p < kCount; ++p)
-        slope[p] = code[p] - first_class == c ? gradient[p].own : x[c][p] * gradient[p].others;
-      if (c < kLeast || c < classes) {
-        const Vector<Storage, kCount> raw = narrow<Storage>(slope);
-        if (whole) {
-          store_vector<Cache::kOnce>(to, raw);
-        } else {
+  for (int c = 0; c < kClasses; ++c) {
+    Real slope[kCount];
 #pragma unroll
-          for (int p = 0; p < kCount; ++p) {
-            if (p < lane.count) store(to + p * lane.spread, raw.get(p));
-          }
-        }
+    for (int p = 0; p < kCount; ++p) slope[p] = target[p] == c ? gradient[p].own : x[c][p] * gradient[p].others;
+    const Vector<Storage, kCount> raw = narrow<Storage>(slope);
+    if constexpr (aligned) {
+      if ((c < kLeast || c < classes) && lane.count > 0) store_vector<Cache::kOnce>(to, raw);
+    } else {
+#pragma unroll
+      for (int p = 0; p < kCount; ++p) {
+        if ((c < kLeast || c < classes) && p < lane.count) store(to + p * lane.spread, raw.get(p));
       }
-      to += a.class_stride[kGradient];
     }
+    to += a.class_stride[kGradient];
   }
-  leave_partial(found, Math::kUnit, a.partials);
+}
+
+// kLeast: the fewest classes the kernel is started with; those from there on may not exist.
+// Loss and gradient are one kernel: the exponentials are there, and registers are not what bounds the loss alone.
+template <class Term, class Storage, int kClasses, int kLeast, bool shared, bool aligned>
+__global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads) columns(const Columns<float> a) {
+  constexpr int kCount = positions_of_thread<Storage>(kClasses, shared, aligned);
+  float scale;
+  if (!begin(a.scaling, scale)) return;
+  Findings<float> found;
+  const unsigned thread = shared ? threadIdx.x % kWarp : threadIdx.x, threads = shared ? kWarp : blockDim.x;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * a.steps;
+  unsigned tile = static_cast<unsigned>(first % a.tiles);
+  int64_t outer = first / a.tiles, offset[kOperands];
+  a.outer.locate(outer, offset);
+  for (int step = 0; step < a.steps && first + step < a.all_tiles; ++step) {
+    columns_tile<Term, Storage, kClasses, kLeast, shared, aligned>(
+        a, scale, offset, Lane(aligned, kCount, thread, threads, tile, a.run), found);
+    if (++tile == a.tiles) {
+      tile = 0;
+      a.outer.locate(++outer < a.runs ? outer : 0, offset);
+    }
+    if (shared) __syncthreads();  // before the next tile's shares
+  }
+  leave_partial(found, Term::Math::kUnit, a.partials);
 }
 
 }  // namespace focal::cuda

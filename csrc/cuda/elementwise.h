@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
                                    1,
                                    1,
                                    kCount};
-  const char* const first_label = static_cast<const char*>(a.targets) + row * a.pitch[kTargets] * a.label_bytes;
+  const char* const first_label = keep(static_cast<const char*>(a.targets) + row * a.pitch[kTargets] * a.label_bytes);
   const auto place_at = [&](int step) {
     Place<Storage> place = first_place;
     place.logits = moved(place.logits, step, a.step[kLogits]);
@@ -338,13 +338,15 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
     }
   };
 
+  // Where a vector goes on in the next row, none is.
+  const int64_t ordinary = more_rows > 0 ? kAllValid : a.ordinary;
   typename VectorOfElements<Term, mode, Storage>::Raw next;
   if (whole > 0) next = vector.read(first_place);
   for (int step = 0; step < whole; ++step) {
     const auto raw = next;
     const int64_t label = label_at(step);
     next = vector.read(place_at(step + 1 < whole ? step + 1 : step));  // the last one twice, from the cache
-    if (label == a.ordinary && more_rows == 0) {
+    if (label == ordinary) {
       vector.evaluate(raw, [&] { return place_at(step); });
     } else {
       unsigned positives = 0, ignored = 0;

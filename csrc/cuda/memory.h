@@ -185,14 +185,23 @@ FOCAL_DEVICE void store_vector(T* address, const Vector<T, count>& value) {
   }
 }
 
-// The same pointer, of which the compiler no longer knows how it was made, so that it keeps it through a loop instead of
-// making it again in every turn.
+// The same pointer to global memory, of which the compiler no longer knows how it was made, so that it keeps it through
+// a loop instead of making it again in every turn.
 template <class T>
 FOCAL_DEVICE T* keep(T* pointer) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+l"(pointer));
+  __builtin_assume(__isGlobal(pointer));
 #endif
   return pointer;
+}
+
+// The same number, but what is computed from it is not taken for what was computed from the other before.
+FOCAL_DEVICE int32_t apart(int32_t value) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+r"(value));
+#endif
+  return value;
 }
 
 // value / divisor and the rest without a division: exact for value < 2^32.

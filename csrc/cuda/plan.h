@@ -9,6 +9,8 @@ namespace focal::cuda {
 
 // Enough blocks for many waves on any GPU, few enough for their partial sums to be added quickly.
 constexpr int64_t kManyBlocks = 8192;
+// Enough blocks to keep every multiprocessor busy: fewer would not be worth saving on.
+constexpr int64_t kFewBlocks = 1024;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }

@@ -14,11 +14,14 @@
 namespace focal::cuda {
 namespace {
 
-constexpr int64_t kStagedClasses = 512;     // at most, per row
-constexpr int64_t kStagedBytes = 4096;      // of a chunk, where a turn of all threads has fewer
-constexpr int64_t kPartThreads = 128;       // of a block whose rows need fewer
-constexpr int64_t kWarpsOfBlock = 16;       // of a row, so that a multiprocessor has room for more than one block
-constexpr int kDirectVectors[] = {4, 6};    // of a thread
+constexpr int64_t kStagedClasses = 512;  // at most, per row
+constexpr int64_t kStagedBytes = 4096;   // of a chunk, where a turn of all threads has fewer
+constexpr int64_t kPartThreads = 128;    // of a block whose rows need fewer
+constexpr int64_t kWarpsOfBlock = 16;    // of a row, so that a multiprocessor has room for more than one block
+// Vectors of a thread, of rows that are whole vectors, and what others have in their place: as many as have registers.
+constexpr int kFew = 4;
+constexpr int many(int64_t bytes) { return bytes == 2 ? 8 : 6; }
+constexpr int apart(int64_t bytes) { return bytes == 2 ? 3 : 5; }
 constexpr int64_t kMostRowsOfChunk = 1024;  // and of a set of rows
 constexpr int64_t kMostClasses = 1 << 30;   // places within a row have 32 bits
 
@@ -68,6 +71,16 @@ bool chunks_are_aligned(const Task& task, const Positions& positions, Operand op
     if (positions.dims[d].stride[operand] % vector != 0) return false;
   }
   return true;
+}
+
+// Whether every row of an operand is whole vectors on their boundaries.
+bool rows_are_whole(const Task& task, const Positions& positions, Operand operand) {
+  const Tensor& tensor = task.tensor[operand];
+  if (!tensor) return true;
+  const int64_t vector = 16 / storage_bytes(tensor.dtype);
+  bool whole = lies_on_16_bytes(tensor.data) && task.classes % vector == 0;
+  for (int d = 0; d < positions.rank; ++d) whole &= positions.dims[d].stride[operand] % vector == 0;
+  return whole;
 }
 
 struct StagedKernel {
@@ -145,10 +158,12 @@ bool cut_direct(const Task& task, DirectRows<float>& a, int& count, Grid& grid) 
   const int64_t vector = 16 / storage_bytes(task.tensor[kLogits].dtype);
   a.rows = static_cast<int32_t>(positions.count);
   a.cluster = 1;
+  a.whole = rows_are_whole(task, positions, kLogits) && rows_are_whole(task, positions, kGradient);
   // Fewest instructions: about 10 a class, and 200 for each thread.
+  const int64_t bytes = 16 / vector;
   int64_t warps = 0, least_cost = 0;
-  for (const int vectors : kDirectVectors) {
-    const int64_t needed = std::max<int64_t>(divide_up(task.classes / vector, kWarp * vectors), 1);
+  for (const int vectors : {a.whole ? kFew : apart(bytes), a.whole ? many(bytes) : apart(bytes)}) {
+    const int64_t needed = divide_up(task.classes, kWarp * vectors * vector);
     const int64_t cost = needed * (vectors * vector * 10 + 200);
     if (warps != 0 && cost >= least_cost) continue;
     least_cost = cost;
@@ -165,6 +180,7 @@ bool cut_direct(const Task& task, DirectRows<float>& a, int& count, Grid& grid) 
     warps = kSweptThreads / kWarp;
   }
   a.row_threads = static_cast<int32_t>(warps * kWarp);
+  a.by_threads = FastDivisor(static_cast<uint32_t>(a.row_threads * a.cluster));
   const int64_t parts = count > 0 && a.cluster == 1 ? std::max<int64_t>(kPartThreads / a.row_threads, 1) : 1;
   const int64_t sets = divide_up(a.rows, parts);
   const int64_t steps = std::max<int64_t>(divide_up(sets, kManyBlocks / a.cluster), 1);
@@ -190,10 +206,15 @@ cudaError_t start(const StagedRows<float>& a, const StagedKernel& kernel, const 
 }
 
 template <class Term, class Storage>
-cudaError_t start(const DirectRows<float>& a, int count, const Grid& grid, cudaStream_t stream) {
-  if (count == 0) return FOCAL_LAUNCH(grid, stream, (rows_swept<Term, Storage>), a);
-  if (count == kDirectVectors[0]) return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kDirectVectors[0]>), a);
-  return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kDirectVectors[1]>), a);
+cudaError_t start(const DirectRows<float>& a, int vectors, const Grid& grid, cudaStream_t stream) {
+  constexpr int kMany = many(sizeof(Storage)), kApart = apart(sizeof(Storage));
+  if (vectors == 0) {
+    if (a.whole) return FOCAL_LAUNCH(grid, stream, (rows_swept<Term, Storage, true>), a);
+    return FOCAL_LAUNCH(grid, stream, (rows_swept<Term, Storage, false>), a);
+  }
+  if (!a.whole) return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kApart, false>), a);
+  if (vectors == kFew) return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kFew, true>), a);
+  return FOCAL_LAUNCH(grid, stream, (rows_direct<Term, Storage, kMany, true>), a);
 }
 
 // Calls use(arguments, kernel, grid) with the cut of the first kind of kernel that takes the task.

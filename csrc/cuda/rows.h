@@ -30,15 +30,21 @@ struct RowRuns {
   }
 };
 
-// x in units of Math less `shift`, rounded once: logits far from zero lose nothing against each other.
+// Logits relative to the largest of the other classes, in units of Math. Where that is near zero it is taken off by the
+// instruction that changes units, and its rounding is in everything and cancels; where it is far, before.
 template <class Math>
-FOCAL_DEVICE float exponent_of_class(float x, float shift) {
-#if defined(__CUDA_ARCH__)
-  return __fmaf_rn(x, Math::kPerNat, -shift);
-#else
-  return std::fma(x, Math::kPerNat, -shift);
-#endif
-}
+struct Relative {
+  float shift, units;
+  bool far;
+
+  FOCAL_DEVICE explicit Relative(float largest) : shift(shift_of(largest)) {
+    far = !(absolute(shift) < Math::kNear);
+    units = far ? 0 : Math::to_units(shift);
+  }
+  // Of a logit; where the shift is far, of one from which it has been taken.
+  FOCAL_DEVICE float near(float x) const { return Math::between_units(x, units); }
+  FOCAL_DEVICE float operator()(float x) const { return near(far ? x - shift : x); }
+};
 
 // A label's code; `counts`: one thread of those that share the row adds it to what was found. at: in the targets.
 template <class Real>

@@ -1,8 +1,8 @@
 // Softmax engine for longer rows, and for those whose length shared memory does not suit.
 //   direct   the threads of a row hold it in registers: a part of a block, a block, or a cluster of blocks
 //   swept    rows that no registers hold: a block a row, which is read twice
-//   mapping        vectors of 16 bytes wherever the row begins; what lies before the first and behind the last goes to
-//                  one lane each. A thread's vectors are a whole turn of all threads apart
+//   mapping        a thread's vectors of 16 bytes are a whole turn of all threads apart; where rows do not lie on such
+//                  boundaries its single elements are, so that what a sum is made of does not depend on where a row begins
 //   traffic        logits read once (swept: a second time from the cache, where the row fits), gradient written once
 //   determinism    shuffles, then warps of a row, of all blocks of its cluster, in the same order for every thread
 //   participation  every thread reaches the barriers and leave_partial, with or without a row
@@ -17,20 +17,17 @@ constexpr unsigned kDirectThreads = 1024, kSweptThreads = 512;
 
 template <class Real>
 struct DirectRows : Softmax<Real> {
-  RowRuns at;           // kLoss: an unreduced loss or its upstream
-  int32_t rows;         // of all runs
-  int32_t steps;        // rows that a block, or each part of it, takes in turn
-  int32_t row_threads;  // of a block
-  int32_t cluster;      // blocks that share a row
+  RowRuns at;              // kLoss: an unreduced loss or its upstream
+  int32_t rows;            // of all runs
+  int32_t steps;           // rows that a block, or each part of it, takes in turn
+  int32_t row_threads;     // of a block
+  int32_t cluster;         // blocks that share a row
+  FastDivisor by_threads;  // of a row
+  bool whole;              // every row is whole vectors on their boundaries
 };
 
-// Where a row lies, and how: `head` elements, `body` vectors, `tail` elements.
-template <class Storage>
 struct RowPlace {
-  static constexpr int kVector = kRowVector<Storage>;
   int64_t offset[kOperands];
-  const Storage* logits;
-  int head, body, tail;
   bool exists;
 
   FOCAL_DEVICE RowPlace(const DirectRows<float>& a, int row) {
@@ -41,27 +38,6 @@ struct RowPlace {
     row -= run * a.at.rows;
 #pragma unroll
     for (int o = 0; o < kOperands; ++o) offset[o] += static_cast<int64_t>(row) * a.at.pitch[o];
-    logits = static_cast<const Storage*>(a.logits) + offset[kLogits];
-    head = min(-phase(logits) & (kVector - 1), a.classes);
-    body = (a.classes - head) / kVector;
-    tail = (a.classes - head) % kVector;
-    if (!exists) head = body = tail = 0;
-  }
-
-  static FOCAL_DEVICE int phase(const Storage* p) {
-    return static_cast<int>(reinterpret_cast<uintptr_t>(p) / sizeof(Storage)) & (kVector - 1);
-  }
-
-  FOCAL_DEVICE Storage* gradient(const DirectRows<float>& a) const {
-    return static_cast<Storage*>(a.gradient) + offset[kGradient];
-  }
-
-  // The vector that a class is in; not one of the body's where it is in none.
-  FOCAL_DEVICE int line_of(int32_t code) const { return code >= head ? (code - head) / kVector : -1; }
-
-  // The class of the single element that a thread takes of head and tail; -1: none.
-  FOCAL_DEVICE int single(int thread, int32_t classes) const {
-    return thread < head ? thread : thread < head + tail ? classes - tail + (thread - head) : -1;
   }
 };
 
@@ -74,26 +50,50 @@ FOCAL_DEVICE Int unknown(Int number) {
   return number;
 }
 
-// A vector of -inf: what stands where a row has ended.
-template <class Storage>
-FOCAL_DEVICE Vector<Storage, kRowVector<Storage>> nothing() {
-  Vector<Storage, kRowVector<Storage>> vector{};
-#pragma unroll
-  for (int i = 0; i < kRowVector<Storage>; ++i)
-    vector.put(i, from_real<Storage>(-std::numeric_limits<float>::infinity()));
-  return vector;
-}
+// A thread's share of a row: `kVectors` times as many elements as a vector has, neighbours (whole) or a turn apart.
+template <class Storage, int kVectors, bool whole>
+struct RowShare {
+  static constexpr int kVector = kRowVector<Storage>;
+  using Raw = Vector<Storage, kVector>;
+  const int threads, thread, classes;
 
-template <class Storage>
-FOCAL_DEVICE void store_slopes(Storage* to, const float (&slope)[kRowVector<Storage>], bool whole) {
-  const auto raw = narrow<Storage>(slope);
-  if (whole) {
-    store_vector<Cache::kOnce>(to, raw);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kRowVector<Storage>; ++i) store(to + i, raw.get(i));
+  FOCAL_DEVICE bool exists(int j, int i = 0) const {
+    return whole ? j * threads < classes / kVector - thread : (j * kVector + i) * threads < classes - thread;
   }
-}
+
+  // Where a row has ended there is -inf.
+  FOCAL_DEVICE Raw read(const Storage* row, int j) const {
+    Raw raw{};
+    if (whole && exists(j)) return load_vector<Cache::kOnce, kVector>(row + (thread + j * threads) * kVector);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      Storage value = from_real<Storage>(-std::numeric_limits<float>::infinity());
+      if (!whole && exists(j, i)) value = load(row + thread + (j * kVector + i) * threads);
+      raw.put(i, value);
+    }
+    return raw;
+  }
+
+  FOCAL_DEVICE void write(Storage* row, int j, const float (&slope)[kVector]) const {
+    const Raw raw = narrow<Storage>(slope);
+    if (whole) {
+      if (exists(j)) store_vector<Cache::kOnce>(row + (thread + j * threads) * kVector, raw);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (exists(j, i)) store(row + thread + (j * kVector + i) * threads, raw.get(i));
+    }
+  }
+
+  // Which of the thread's elements a class is; a negative number: of another thread's.
+  FOCAL_DEVICE int own(const FastDivisor& by_threads, int32_t code) const {
+    const int item = whole ? code / kVector : code;
+    const int turn = static_cast<int>(by_threads.quotient(item));
+    if (code < 0 || item - turn * threads != thread) return -1;
+    return whole ? turn * kVector + code % kVector : turn;
+  }
+};
 
 // What the warps of a row tell each other, for each way of joining it.
 struct RowShares {
@@ -122,7 +122,7 @@ FOCAL_DEVICE float over_row(float value, int row_threads, int cluster, Join join
   return over_lanes(value, kWarp, join);
 }
 
-template <class Term, class Storage, int kVectors>
+template <class Term, class Storage, int kVectors, bool whole>
 __global__ void __launch_bounds__(kDirectThreads, 1) rows_direct(const DirectRows<float> a) {
   using Math = typename Term::Math;
   using Real = float;
@@ -132,45 +132,36 @@ __global__ void __launch_bounds__(kDirectThreads, 1) rows_direct(const DirectRow
   Real scale;
   if (!begin(a.scaling, scale)) return;
   Findings<Real> found;
+
   const int part = static_cast<int>(threadIdx.x) / a.row_threads;
   const int parts = static_cast<int>(blockDim.x) / a.row_threads;
   const int rank = a.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int thread = rank * a.row_threads + static_cast<int>(threadIdx.x) - part * a.row_threads;
-  const int threads = a.row_threads * a.cluster;
   const int first_row = static_cast<int>(blockIdx.x) / a.cluster * a.steps * parts;
 
   for (int step = 0; step < a.steps && first_row + step * parts < a.rows; ++step) {
-    const RowPlace<Storage> place(a, first_row + step * parts + part);
-    // Vector j of a thread exists while j * threads < left.
-    const int left = place.body - thread;
-    const Storage* const from = place.logits + place.head + thread * kVector;
+    const RowPlace place(a, first_row + step * parts + part);
+    const Storage* const row = static_cast<const Storage*>(a.logits) + place.offset[kLogits];
+    const RowShare<Storage, kVectors, whole> share{a.row_threads * a.cluster, thread, place.exists ? a.classes : 0};
     Raw raw[kVectors];
 #pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      raw[j] = nothing<Storage>();
-      if (j * threads < left) raw[j] = load_vector<Cache::kOnce, kVector>(from + j * threads * kVector);
-    }
-    const int single = place.single(thread, a.classes);
-    Real alone = lowest;
-    if (single >= 0) alone = to_real<Real>(load(place.logits + single));
-    int32_t code = kIgnored;
+    for (int j = 0; j < kVectors; ++j) raw[j] = share.read(row, j);
+    int64_t label = a.index.ignore_index;
+    if (place.exists) label = load_label(a.targets, a.target_dtype, place.offset[kTargets]);
+    const int32_t code = note_code(a, label, place.offset[kTargets], thread == 0 && place.exists, found);
     Real own = 0;
-    if (place.exists) {
-      const int64_t label = load_label(a.targets, a.target_dtype, place.offset[kTargets]);
-      code = note_code(a, label, place.offset[kTargets], thread == 0, found);
-      if (code >= 0) own = to_real<Real>(load(place.logits + code));
-    }
+    if (code >= 0) own = to_real<Real>(load(row + code));
 
     // The target's logit is out of maximum and sum; an ignored row's all are, NaN included.
-    const int own_left = place.line_of(code) - thread, own_lane = (code - place.head) % kVector;
-    Real largest = alone = single == code || code < 0 ? lowest : alone;
+    const int own_at = share.own(a.by_threads, code);
+    Real largest = lowest;
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
-      if (code < 0 || j * threads == own_left) {
+      if (code < 0 || (own_at >= 0 && own_at / kVector == j)) {
         Raw without{};
 #pragma unroll
         for (int i = 0; i < kVector; ++i)
-          without.put(i, code < 0 || i == own_lane ? from_real<Storage>(lowest) : raw[j].get(i));
+          without.put(i, code < 0 || i == own_at % kVector ? from_real<Storage>(lowest) : raw[j].get(i));
         raw[j] = without;
       }
       Real x[kVector];
@@ -179,54 +170,58 @@ __global__ void __launch_bounds__(kDirectThreads, 1) rows_direct(const DirectRow
       for (int i = 0; i < kVector; ++i) largest = fmaxf(largest, x[i]);
     }
     largest = over_row(largest, a.row_threads, a.cluster, Larger());
-    const Real shift = Math::to_units(shift_of(largest));
-    alone = Math::exp(exponent_of_class<Math>(alone, shift));
-    Real sum = alone;
+    const Relative<Math> relative(largest);
+    // The exponentials are made twice: to keep them would take twice the registers. far: see Relative.
+    const auto exponentials = [&](int j, Real(&e)[kVector], bool far) {
+      widen(raw[j], e);
 #pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      Real x[kVector];
-      widen(raw[j], x);
+      for (int i = 0; i < kVector; ++i) e[i] = Math::exp(relative.near(far ? e[i] - relative.shift : e[i]));
+    };
+    const auto sum_of = [&](auto far) {
+      Real sum = 0;
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) sum += Math::exp(exponent_of_class<Math>(x[i], shift));
-    }
+      for (int j = 0; j < kVectors; ++j) {
+        Real e[kVector];
+        exponentials(j, e, far.value);
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) sum += e[i];
+      }
+      return sum;
+    };
+    Real sum = relative.far ? sum_of(std::true_type()) : sum_of(std::false_type());
     sum = over_row(sum, a.row_threads, a.cluster, Added());
 
     // Where the row lies is worked out again: to keep it would take the registers of four classes.
-    const RowPlace<Storage> again(a, unknown(first_row + step * parts + part));
+    const RowPlace again(a, unknown(first_row + step * parts + part));
     if (!again.exists) continue;
     const PositionGradient<Real> gradient = settle_position<Term, Mode::kGradient>(
-        a, scale, code, exponent_of_class<Math>(own, shift), sum, again.offset[kLoss], thread == 0, found);
+        a, scale, code, relative(own), sum, again.offset[kLoss], thread == 0, found);
     if (!a.gradient) continue;
     __syncwarp();  // a row of one warp has passed no barrier since its logits were read
-    Storage* const gradients = again.gradient(a);
-    Storage* const to = gradients + again.head + thread * kVector;
-    const bool whole = again.phase(gradients) == again.phase(again.logits);
+    Storage* const to = static_cast<Storage*>(a.gradient) + again.offset[kGradient];
+    const RowShare<Storage, kVectors, whole> same{a.row_threads * a.cluster, unknown(thread), a.classes};
+    const auto write = [&](auto far) {
 #pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      if (j * threads >= again.body - thread) continue;
+      for (int j = 0; j < kVectors; ++j) {
 #pragma unroll
-      for (int w = 0; w < Raw::kWords; ++w) raw[j].word[w] = unknown(raw[j].word[w]);
-      Real x[kVector];
-      widen(raw[j], x);
+        for (int w = 0; w < Raw::kWords; ++w) raw[j].word[w] = unknown(raw[j].word[w]);
+        Real slope[kVector];
+        exponentials(j, slope, far.value);
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) x[i] = gradient.others * Math::exp(exponent_of_class<Math>(x[i], shift));
-      store_slopes(to + j * threads * kVector, x, whole);
-    }
-    const int also = again.single(thread, a.classes);
-    if (also >= 0) store(gradients + also, from_real<Storage>(alone * gradient.others));
+        for (int i = 0; i < kVector; ++i) slope[i] *= gradient.others;
+        same.write(to, j, slope);
+      }
+    };
+    relative.far ? write(std::true_type()) : write(std::false_type());
     // By the thread that has just written a 0 there.
-    const int own_at = again.line_of(code) - thread;
-    bool holds = also == code;
-#pragma unroll
-    for (int j = 0; j < kVectors; ++j) holds |= j * threads == own_at && j * threads < again.body - thread;
-    if (holds && code >= 0) store(gradients + code, from_real<Storage>(gradient.own));
+    if (own_at >= 0) store(to + code, from_real<Storage>(gradient.own));
   }
   if (a.cluster > 1) cluster_barrier();  // the others may still be reading this block's shares
   leave_partial(found, Math::kUnit, a.partials);
 }
 
-// Rows that no registers hold. Of a row's threads each takes every row_threads-th vector, in both sweeps the same.
-template <class Term, class Storage>
+// Rows that no registers hold. Of a row's threads each takes every kSweptThreads-th vector or element, in both sweeps.
+template <class Term, class Storage, bool whole>
 __global__ void __launch_bounds__(kSweptThreads) rows_swept(const DirectRows<float> a) {
   using Math = typename Term::Math;
   using Real = float;
@@ -236,67 +231,62 @@ __global__ void __launch_bounds__(kSweptThreads) rows_swept(const DirectRows<flo
   if (!begin(a.scaling, scale)) return;
   Findings<Real> found;
   const int thread = static_cast<int>(threadIdx.x);
+  constexpr int kThreads = static_cast<int>(kSweptThreads), kStep = kThreads * kVector;
 
   for (int step = 0; step < a.steps; ++step) {
-    const int row = static_cast<int>(blockIdx.x) * a.steps + step;
-    if (row >= a.rows) break;
-    const RowPlace<Storage> place(a, row);
+    const int number = static_cast<int>(blockIdx.x) * a.steps + step;
+    if (number >= a.rows) break;
+    const RowPlace place(a, number);
+    const Storage* const row = static_cast<const Storage*>(a.logits) + place.offset[kLogits];
     const int64_t label = load_label(a.targets, a.target_dtype, place.offset[kTargets]);
     const int32_t code = note_code(a, label, place.offset[kTargets], thread == 0, found);
-    const Real own = code >= 0 ? to_real<Real>(load(place.logits + code)) : Real(0);
-    const int single = place.single(thread, a.classes);
-    const int own_at = code >= place.head ? code - place.head : -1;
-    // The classes of a vector as numbers, without the target's.
-    const auto read = [&](int line, Real(&x)[kVector]) {
-      widen(load_vector<Cache::kKeep, kVector>(place.logits + place.head + line * kVector), x);
-      if (code < 0 || own_at / kVector == line) {
+    const Real own = code >= 0 ? to_real<Real>(load(row + code)) : Real(0);
+    // A thread's share of the classes from `from` on, as numbers and without the target's.
+    const auto read = [&](int from, Real(&x)[kVector]) {
+      const RowShare<Storage, 1, whole> share{kThreads, thread, a.classes - from};
+      widen(share.read(row + from, 0), x);
+      const int own_at = share.own(a.by_threads, code - from);
+      if (code < 0 || own_at >= 0) {
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) x[i] = code < 0 || own_at == line * kVector + i ? lowest : x[i];
+        for (int i = 0; i < kVector; ++i) x[i] = code < 0 || i == own_at ? lowest : x[i];
       }
+      return own_at;
     };
-    Real alone = single >= 0 && single != code && code >= 0 ? to_real<Real>(load(place.logits + single)) : lowest;
 
     // A thread's sum is relative to its own largest, which may grow.
-    Real largest = alone, shift = Math::to_units(shift_of(alone));
-    Real sum = Math::exp(exponent_of_class<Math>(alone, shift));
-    for (int line = thread; line < place.body; line += kSweptThreads) {
+    Real largest = lowest, sum = 0;
+    for (int from = 0; from < a.classes; from += kStep) {
       Real x[kVector];
-      read(line, x);
+      read(from, x);
       Real most = x[0];
 #pragma unroll
       for (int i = 1; i < kVector; ++i) most = fmaxf(most, x[i]);
       if (most > largest) {
-        const Real before = shift;
-        shift = Math::to_units(most);
-        sum = largest == lowest ? sum * 0 : sum * Math::exp(before - shift);
+        sum *= largest == lowest ? Real(1) : Math::exp(Math::between(largest, most));
         largest = most;
       }
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) sum += Math::exp(exponent_of_class<Math>(x[i], shift));
+      for (int i = 0; i < kVector; ++i) sum += Math::exp(Math::between(x[i], shift_of(largest)));
     }
-    const Real before = shift;
-    const bool had_none = largest == lowest;
-    largest = over_row(largest, kSweptThreads, 1, Larger());
-    shift = Math::to_units(shift_of(largest));
-    sum = over_row(had_none ? sum : sum * Math::exp(before - shift), kSweptThreads, 1, Added());
+    const Real before = largest;
+    largest = over_row(largest, kThreads, 1, Larger());
+    const Real shift = shift_of(largest);
+    sum = over_row(before == lowest ? sum : sum * Math::exp(Math::between(before, shift)), kThreads, 1, Added());
     const PositionGradient<Real> gradient = settle_position<Term, Mode::kGradient>(
-        a, scale, code, exponent_of_class<Math>(own, shift), sum, place.offset[kLoss], thread == 0, found);
+        a, scale, code, Math::between(own, shift), sum, place.offset[kLoss], thread == 0, found);
     if (!a.gradient) continue;
 
-    Storage* const gradients = place.gradient(a);
-    const bool whole = place.phase(gradients) == place.phase(place.logits);
-    for (int line = thread; line < place.body; line += kSweptThreads) {
+    Storage* const to = static_cast<Storage*>(a.gradient) + place.offset[kGradient];
+    for (int from = 0; from < a.classes; from += kStep) {
       Real x[kVector];
-      read(line, x);
+      const int own_at = read(from, x);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        const Real slope = gradient.others * Math::exp(exponent_of_class<Math>(x[i], shift));
-        x[i] = own_at == line * kVector + i ? gradient.own : slope;
+        const Real slope = gradient.others * Math::exp(Math::between(x[i], shift));
+        x[i] = own_at == i ? gradient.own : slope;
       }
-      store_slopes(gradients + place.head + line * kVector, x, whole);
+      RowShare<Storage, 1, whole>{kThreads, thread, a.classes - from}.write(to + from, 0, x);
     }
-    alone = single == code ? gradient.own : gradient.others * Math::exp(exponent_of_class<Math>(alone, shift));
-    if (single >= 0) store(gradients + single, from_real<Storage>(alone));
   }
   leave_partial(found, Math::kUnit, a.partials);
 }

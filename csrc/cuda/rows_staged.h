@@ -34,14 +34,13 @@ struct StagedRows : Softmax<Real> {
 constexpr int staged_blocks(int count) { return count <= 24 ? 8 : 6; }
 
 // A chunk in shared memory. Vectors lie where `at` says.
-template <class Storage>
+template <class Storage, Take take>
 struct Staging {
   static constexpr int kVector = kRowVector<Storage>;
   Line* lines;
   int swizzle;
 
-  FOCAL_DEVICE int at(int line) const { return line ^ (line >> 3 & swizzle); }
-  template <Take take = Take::kVectors>
+  FOCAL_DEVICE int at(int line) const { return take == Take::kVectors ? line ^ (line >> 3 & swizzle) : line; }
   FOCAL_DEVICE Storage* element(int i) const {
     if (take != Take::kVectors) return reinterpret_cast<Storage*>(lines) + i;
     return reinterpret_cast<Storage*>(lines + at(i / kVector)) + i % kVector;
@@ -55,9 +54,10 @@ struct Staging {
     const int count = rows * a.classes;
     if (a.in_vectors) {
       for (int line = i; line < count / kVector; line += kStagedThreads)
-        start_copy(lines + at(line), from + line * kVector);
+        start_copy(lines + at(line), reinterpret_cast<const Line*>(from) + line);
       i += count / kVector * kVector;
     }
+#pragma unroll 1
     for (; i < count; i += kStagedThreads) {
       const int row = static_cast<int>(a.by_classes.quotient(i));
       *element(i) = load(from + static_cast<int64_t>(row) * a.at.pitch[kLogits] + (i - row * a.classes));
@@ -73,6 +73,7 @@ struct Staging {
         store<Cache::kOnce>(reinterpret_cast<Line*>(to) + line, shared_line(lines + at(line)));
       i += count / kVector * kVector;
     }
+#pragma unroll 1
     for (; i < count; i += kStagedThreads) {
       const int row = static_cast<int>(a.by_classes.quotient(i));
       store(to + static_cast<int64_t>(row) * a.at.pitch[kGradient] + (i - row * a.classes), *element(i));
@@ -94,7 +95,7 @@ template <class Storage, int kCount, Take take>
 struct Part {
   static constexpr int kVector = kRowVector<Storage>;
   static constexpr int kLeast = staged_least(kCount, take, kVector);
-  const Staging<Storage> staging;
+  const Staging<Storage, take> staging;
   const int first;  // element or, of vectors, line
   const int step;   // from one to the lane's next
   const int count;  // elements or lines there are
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(kStagedThreads, staged_blocks(kCount)) rows_st
   Storage* const gradients = static_cast<Storage*>(a.gradient) + offset[kGradient];
   const auto place_of = [&](Operand o, int row) { return offset[o] + static_cast<int64_t>(row) * a.at.pitch[o]; };
   const auto label_of = [&](int row) -> int64_t {
-    return row < rows ? load_label(a.targets, a.target_dtype, place_of(kTargets, row)) : 0;
+    return row < rows ? load_label(a.targets, a.target_dtype, place_of(kTargets, row)) : a.index.ignore_index;
   };
 
   // The first turn is without a chunk: it only starts on the next one, as every turn does.
@@ -189,19 +190,18 @@ __global__ void __launch_bounds__(kStagedThreads, staged_blocks(kCount)) rows_st
     __syncthreads();
     const int next = chunk + a.chunk_rows;
     if (next < rows)
-      Staging<Storage>{lines + next_line, a.swizzle}.fill(a, logits + static_cast<int64_t>(next) * a.at.pitch[kLogits],
-                                                          min(rows - next, a.chunk_rows));
+      Staging<Storage, take>{lines + next_line, a.swizzle}.fill(
+          a, logits + static_cast<int64_t>(next) * a.at.pitch[kLogits], min(rows - next, a.chunk_rows));
     next_line ^= stage_lines;
     if (chunk < 0) {
       label = label_of(group);
       continue;
     }
-    const Staging<Storage> staging{lines + next_line, a.swizzle};
+    const Staging<Storage, take> staging{lines + next_line, a.swizzle};
     for (int row = group; row < a.chunk_rows; row += groups) {
       const int number = chunk + row;  // in the block
       const bool exists = number < rows;
-      int32_t code = kIgnored;
-      if (exists) code = note_code(a, label, place_of(kTargets, number), lane == 0, found);
+      const int32_t code = note_code(a, label, place_of(kTargets, number), lane == 0 && exists, found);
       label = label_of(number + groups);
 
       // The target's logit is kept and leaves its place in shared memory to -inf.
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kStagedThreads, staged_blocks(kCount)) rows_st
         holder = (take == Take::kVectors ? code / kVector : code) & (lanes - 1);
         if (holder == lane) {
           own_at = row * a.classes + code;
-          Storage* const place = staging.template element<take>(own_at);
+          Storage* const place = staging.element(own_at);
           own = to_real<Real>(*place);
           *place = from_real<Storage>(lowest);
         }
@@ -230,21 +230,23 @@ __global__ void __launch_bounds__(kStagedThreads, staged_blocks(kCount)) rows_st
 #pragma unroll
       for (int i = 0; i < kCount; ++i) largest = fmaxf(largest, x[i]);
       if (take != Take::kRow) largest = over_lanes(largest, lanes, Larger());
-      const Real shift = Math::to_units(shift_of(largest));
+      const Relative<Math> relative(largest);
+      if (__any_sync(kAllLanes, relative.far)) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) x[i] -= relative.far ? relative.shift : Real(0);
+      }
       Real sum = 0;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        x[i] = Math::exp(exponent_of_class<Math>(x[i], shift));
+        x[i] = Math::exp(relative.near(x[i]));
         sum += x[i];
       }
       if (take != Take::kRow) sum = over_lanes(sum, lanes, Added());
-      PositionGradient<Real> gradient{0, 0};
-      if (exists)
-        gradient = settle_position<Term, Mode::kGradient>(a, scale, code, exponent_of_class<Math>(own, shift), sum,
-                                                          place_of(kLoss, number), lane == 0, found);
+      const PositionGradient<Real> gradient = settle_position<Term, Mode::kGradient>(
+          a, scale, code, relative(own), sum, place_of(kLoss, number), lane == 0 && exists, found);
       if (a.gradient) {
         part.write(x, gradient.others);
-        if (own_at >= 0) *staging.template element<take>(own_at) = from_real<Storage>(gradient.own);
+        if (own_at >= 0) *staging.element(own_at) = from_real<Storage>(gradient.own);
       }
     }
     if (a.gradient) {

@@ -171,6 +171,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const FinishArgu
   double sum = 0;
   long long ignored = 0;
   int64_t invalid = kAllValid;
+#pragma unroll 4
   for (int64_t b = threadIdx.x; b < task.blocks; b += blockDim.x) {
     sum += load(&task.partials[b].sum);
     ignored += load(&task.partials[b].ignored);
