@@ -76,13 +76,13 @@ struct RowShare {
 
   FOCAL_DEVICE void write(Storage* row, int j, const float (&slope)[kVector]) const {
     const Raw raw = narrow<Storage>(slope);
-    if (whole) {
+    if constexpr (whole) {
       if (exists(j)) store_vector<Cache::kOnce>(row + (thread + j * threads) * kVector, raw);
-      return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      if (exists(j, i)) store(row + thread + (j * kVector + i) * threads, raw.get(i));
+      for (int i = 0; i < kVector; ++i) {
+        if (exists(j, i)) store(row + thread + (j * kVector + i) * threads, raw.get(i));
+      }
     }
   }
 
