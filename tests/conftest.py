@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -35,9 +35,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = (config.getoption("--devices") or "").split(",")
     kept, left = [], []
     for item in items:
-        backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+        chosen = item.callspec.params if hasattr(item, "callspec") else {}
+        backend = chosen.get("backend") or chosen.get("raising_backend")
         backend = "simt" if "emulation" in getattr(item, "fixturenames", ()) else backend
-        emulated_in_vain = backend == "simt" and (wanted == [""] or item.get_closest_marker("native"))
+        emulated_in_vain = backend == "simt" and item.get_closest_marker("native")
         (left if emulated_in_vain or (wanted != [""] and backend not in wanted) else kept).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
@@ -73,13 +74,39 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def _use(backend: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Has the public functions run the kernels of a backend, and yields the device of its tensors."""
+    if backend != "simt":
+        yield backend
+        return
+    monkeypatch, threads = request.getfixturevalue("monkeypatch"), torch.get_num_threads()
+    request.getfixturevalue("emulation").use(monkeypatch)
+    # The emulation is one thread, and torch's own would wait for each other at every small tensor of the oracle.
+    torch.set_num_threads(1)
+    yield "cpu"
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
-def device(backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def device(backend: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """Where the test puts its tensors. The public functions run the kernels of the backend on them."""
-    if backend == "simt":
-        request.getfixturevalue("emulation").use(monkeypatch)
-        return "cpu"
-    return backend
+    yield from _use(backend, request)
+
+
+@pytest.fixture(params=[name for name in DEVICES if name != "cuda"])
+def raising_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """For targets that end in an exception; on a GPU they take the process's access to it with them."""
+    yield from _use(request.param, request)
+
+
+@pytest.fixture
+def reorder(backend: str, request: pytest.FixtureRequest) -> Iterator[Callable[[int], None]]:
+    """Has the emulation run threads in another order; other backends have a new one each time anyway."""
+    emulation = request.getfixturevalue("emulation") if backend == "simt" else None
+    before = emulation and emulation.seed
+    yield lambda number: setattr(emulation, "seed", number) if emulation else None
+    if emulation:
+        emulation.seed = before
 
 
 @pytest.fixture

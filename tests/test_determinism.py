@@ -1,11 +1,13 @@
-"""The same bits from every run, for any number of threads and in any order of the batch."""
+"""The same bits from every run, for any number of threads, in any order of threads and in any order of the batch."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from cases import Shape, dtypes, make_dense, make_index, make_trained_logits
-from compare import Result, assert_bitwise, random_upstream, run
+from compare import Result, assert_agree, assert_bitwise, random_upstream, run
 from torch import Tensor
 
 import focal_cuda
@@ -38,11 +40,12 @@ def batch(op: str, shape: Shape, dtype: torch.dtype, device: str) -> tuple[Tenso
 @every_shape
 @reductions
 @dtypes([torch.float32, torch.bfloat16])
-def test_ten_runs(op: str, shape: Shape, reduction: str, dtype: torch.dtype, device: str) -> None:
+def test_ten_runs(op: str, shape: Shape, reduction: str, dtype: torch.dtype, device: str, reorder: Callable) -> None:
     arguments = batch(op, shape, dtype, device)
     logits, targets, upstream = arguments
     first = once(op, logits, targets, reduction, upstream)
-    for _ in range(9):
+    for number in range(9):
+        reorder(number)
         assert_bitwise(once(op, logits, targets, reduction, upstream), first)
 
 
@@ -83,12 +86,12 @@ def test_a_permuted_batch_gives_permuted_results(op: str, shape: Shape, device: 
 
 
 @ops
-def test_a_row_does_not_depend_on_its_neighbours(op: str, device: str) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(op: str, device: str, backend: str) -> None:
     logits, targets, upstream = batch(op, Shape((259, 19)), torch.float32, device)
     whole = run(op, logits, targets, reduction="none", upstream=upstream)
     for part in (slice(0, 1), slice(7, 8), slice(100, 133), slice(255, 259)):
         alone = run(op, logits[part], targets[part], reduction="none", upstream=upstream[part])
-        assert_bitwise(alone, Result(whole.loss[part], whole.grad[part]))
+        assert_agree(alone, Result(whole.loss[part], whole.grad[part]), backend, upstream.abs().max().item())
 
 
 @ops

@@ -82,6 +82,7 @@ CASES = {
     "dense": (focal_cuda.sigmoid_focal_loss, dense),
 }
 cases = pytest.mark.parametrize("case", CASES)
+pytestmark = pytest.mark.native
 
 
 @cases
@@ -161,7 +162,6 @@ def test_unreduced_needs_its_result_and_the_gradient(device: str) -> None:
     assert measure(device, step) <= 1.05 + 1 / 19
 
 
-@pytest.mark.native
 @cases
 def test_a_hundred_steps_need_no_more_than_one(case: str, device: str) -> None:
     function, make = CASES[case]
