@@ -31,14 +31,15 @@ constexpr int kFewClasses = 8;
 constexpr int kColumnWarps = 12;  // that share positions, at most: as many as have the registers
 
 // Positions of a thread. 8 bytes for each class, 256 for a warp, cost a percent of bandwidth and half the registers of
-// 16. Where half of a block's registers are not enough for 8, 4; few classes of float32 have them for 16. Single elements
+// 16. Where half of a block's registers are not enough for 8, 4; few classes of float32, and two of any type, have them for 16.
+// Single elements
 // gain nothing from many positions.
 template <class Storage>
 constexpr int positions_of_thread(int classes, bool shared, bool aligned) {
   constexpr int size = static_cast<int>(sizeof(Storage));
   if (shared && classes > 16) return 4 / size;
   if (!aligned) return 2;
-  return classes <= 8 && size == 4 ? 4 : 8 / size;
+  return classes == 2 || (classes <= 8 && size == 4) ? 16 / size : 8 / size;
 }
 
 // What a warp knows of each of its positions.
@@ -109,6 +110,28 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
     }
   }
 
+  if constexpr (kClasses == 2) {
+    // In closed form: no maximum, no sum, and what one class gains the other loses.
+    Real slope[2][kCount];
+#pragma unroll
+    for (int p = 0; p < kCount; ++p) {
+      const Real own = code[p] == 1 ? x[1][p] : x[0][p], other = code[p] == 1 ? x[0][p] : x[1][p];
+      const int64_t each = offset[kLoss] + (lane.first + static_cast<int64_t>(p) * lane.spread) * a.each_stride;
+      Real gradient = 0;
+      if (p < lane.count)
+        gradient =
+            settle_margin<Term, Mode::kGradient>(a, scale, code[p], Math::between(own, other), each, true, found);
+      slope[0][p] = code[p] == 1 ? -gradient : gradient;
+      slope[1][p] = -slope[0][p];
+    }
+    if (a.gradient && lane.count > 0) {
+      Storage* to = static_cast<Storage*>(a.gradient) + offset[kGradient] + lane.first;
+      store_vector<Cache::kOnce>(to, narrow<Storage>(slope[0]));
+      store_vector<Cache::kOnce>(to + a.class_stride[kGradient], narrow<Storage>(slope[1]));
+    }
+    return;
+  }
+
   // The target's logit is read again, from the caches: picked out of the registers it costs an instruction for each class.
   Real own[kCount], largest[kCount];
 #pragma unroll
@@ -169,16 +192,25 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
       shares.sum[warp][first + p] = sum[p];
     }
     __syncthreads();
+    Real most[kCount], total[kCount];
+#pragma unroll
+    for (int p = 0; p < kCount; ++p) most[p] = lowest, total[p] = 0;
+    for (unsigned w = 0; w < warps; ++w) {
+#pragma unroll
+      for (int p = 0; p < kCount; ++p) most[p] = fmaxf(most[p], shares.shift[w][first + p]);
+    }
+#pragma unroll
+    for (int p = 0; p < kCount; ++p) most[p] = shift_of(most[p]);
+    for (unsigned w = 0; w < warps; ++w) {
+#pragma unroll
+      for (int p = 0; p < kCount; ++p)
+        total[p] += shares.sum[w][first + p] * Math::exp((shares.shift[w][first + p] - most[p]) * units);
+    }
 #pragma unroll
     for (int p = 0; p < kCount; ++p) {
-      Real most = lowest, total = 0;
-      for (unsigned w = 0; w < warps; ++w) most = fmaxf(most, shares.shift[w][first + p]);
-      most = shift_of(most);
-      for (unsigned w = 0; w < warps; ++w)
-        total += shares.sum[w][first + p] * Math::exp((shares.shift[w][first + p] - most) * units);
-      part[p] = sum[p] == Real(0) ? Real(0) : Math::exp((shift[p] - most) * units);
-      shift[p] = most;
-      sum[p] = total;
+      part[p] = sum[p] == Real(0) ? Real(0) : Math::exp((shift[p] - most[p]) * units);
+      shift[p] = most[p];
+      sum[p] = total[p];
     }
   }
 
@@ -223,7 +255,7 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
 // kLeast: the fewest classes the kernel is started with; those from there on may not exist.
 // Loss and gradient are one kernel: the exponentials are there, and registers are not what bounds the loss alone.
 template <class Term, class Storage, int kClasses, int kLeast, bool shared, bool aligned>
-__global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads) columns(const Columns<float> a) {
+__global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads, 1) columns(const Columns<float> a) {
   constexpr int kCount = positions_of_thread<Storage>(kClasses, shared, aligned);
   float scale;
   if (!begin(a.scaling, scale)) return;

@@ -19,6 +19,7 @@ struct Softmax {
   Real* loss;                 // unreduced, or null
   const Real* upstream_each;  // of an unreduced loss, or null
   const Real* alpha;          // [classes], or null
+  bool each;                  // whether positions differ in more than their targets: any of the three above
   Real weight, gamma;         // weight: without alpha
   DType target_dtype;
   int32_t classes;
@@ -36,6 +37,7 @@ void set_numbers(const Task& task, Softmax<Real>& a) {
   a.loss = static_cast<Real*>(task.tensor[kLoss].data);
   a.upstream_each = static_cast<const Real*>(task.tensor[kUpstream].data);
   a.alpha = static_cast<const Real*>(task.alpha);
+  a.each = a.loss || a.upstream_each || a.alpha;
   a.weight = static_cast<Real>(task.positive_weight);
   a.gamma = static_cast<Real>(task.gamma);
   a.target_dtype = task.tensor[kTargets].dtype;
@@ -66,27 +68,36 @@ struct PositionGradient {
   Real others;  // d loss / d x_j = others * e_j
 };
 
-// own: the target's logit less the shift, in units of Math; sum: of exp(x_j - shift) over the other classes.
-// each: the position's place in an unreduced loss or upstream. counts: one thread of those that settle a position adds
-// its loss and stores it.
+// d loss / d x_t of a position with its margin in units of Math. each: its place in an unreduced loss or upstream.
+// counts: one thread of those that settle a position adds its loss and stores it.
 template <class Term, Mode mode, class Real>
-FOCAL_DEVICE PositionGradient<Real> settle_position(const Softmax<Real>& a, Real scale, int32_t code, Real own,
-                                                    Real sum, int64_t each, bool counts, Findings<Real>& found) {
+FOCAL_DEVICE Real settle_margin(const Softmax<Real>& a, Real scale, int32_t code, Real margin, int64_t each,
+                                bool counts, Findings<Real>& found) {
   using Math = typename Term::Math;
-  if (code < 0) {
-    if (counts && a.loss) store(a.loss + each, Real(0));
-    return {Real(0), Real(0)};
+  const ValueDeriv<Real> result = Term::hard(a.gamma)(code < 0 ? kNoMargin<Real> : margin);
+  if (!a.each) {
+    if (counts) found.sum += a.weight * result.value;
+    return a.weight * scale * result.deriv;
   }
-  const Real weight = a.alpha ? load(a.alpha + code) : a.weight;
-  const ValueDeriv<Real> result = Term::hard(a.gamma)(own - Math::log(sum));
+  // One by one; an ignored position's gradient is 0 whatever its upstream is.
+  const Real weight = code < 0 ? Real(0) : a.alpha ? load(a.alpha + code) : a.weight;
   const Real value = weight * result.value;
   if (counts) {
     found.sum += value;
     if (a.loss) store(a.loss + each, value * Math::kUnit);
   }
-  if (mode == Mode::kLoss) return {Real(0), Real(0)};
-  Real slope = weight * scale * result.deriv;
-  if (a.upstream_each) slope *= load(a.upstream_each + each);
+  if (mode == Mode::kLoss || code < 0) return Real(0);
+  const Real slope = weight * scale * result.deriv;
+  return a.upstream_each ? slope * load(a.upstream_each + each) : slope;
+}
+
+// The same from what the classes were summed to. own: the target's logit less the shift, in units of Math; sum: of
+// exp(x_j - shift) over the other classes.
+template <class Term, Mode mode, class Real>
+FOCAL_DEVICE PositionGradient<Real> settle_position(const Softmax<Real>& a, Real scale, int32_t code, Real own,
+                                                    Real sum, int64_t each, bool counts, Findings<Real>& found) {
+  using Math = typename Term::Math;
+  const Real slope = settle_margin<Term, mode>(a, scale, code, own - Math::log(sum), each, counts, found);
   return {slope, sum == Real(0) ? Real(0) : -slope * reciprocal<Math>(sum)};
 }
 

@@ -56,12 +56,18 @@ FOCAL_INLINE float to_real<float, BFloat16>(BFloat16 value) {
 
 template <>
 FOCAL_INLINE float to_real<float, Half>(Half value) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+#else
   const uint32_t magnitude = value.bits & 0x7fffu;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   // Exponent bias 15 -> 127 by a multiplication with 2^112, which also makes fp16 subnormals normal.
   const float finite = bit_cast<float>(magnitude << 13) * bit_cast<float>(0x77800000u);
   const uint32_t bits = magnitude >= 0x7c00u ? (magnitude << 13) | 0x7f800000u : bit_cast<uint32_t>(finite);
   return bit_cast<float>(bits | sign);
+#endif
 }
 
 template <>
@@ -82,13 +88,24 @@ FOCAL_INLINE Storage from_real(Real value) {
 // Round to nearest, ties to even; a NaN stays a (quiet) NaN.
 template <>
 FOCAL_INLINE BFloat16 from_real<BFloat16, float>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  BFloat16 result;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+#else
   const uint32_t bits = bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return {static_cast<uint16_t>(value == value ? rounded : 0x7fc0u)};
+#endif
 }
 
 template <>
 FOCAL_INLINE Half from_real<Half, float>(float value) {
+#if defined(__CUDA_ARCH__)
+  Half result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+#else
   const uint32_t bits = bit_cast<uint32_t>(value);
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t sign = (bits >> 16) & 0x8000u;
@@ -100,6 +117,7 @@ FOCAL_INLINE Half from_real<Half, float>(float value) {
   half = magnitude >= 0x47800000u ? 0x7c00u : half;
   half = magnitude > 0x7f800000u ? 0x7e00u : half;
   return {static_cast<uint16_t>(half | sign)};
+#endif
 }
 
 }  // namespace focal
