@@ -19,11 +19,10 @@ constexpr int64_t kStagedBytes = 4096;   // of a chunk, where a turn of all thre
 constexpr int64_t kPartThreads = 128;    // of a block whose rows need fewer
 constexpr int64_t kWarpsOfBlock = 16;    // of a row, so that a multiprocessor has room for more than one block
 // Vectors of a thread, of rows that are whole vectors, and what others have in their place: as many as have registers.
-constexpr int kFew = 4;
-constexpr int many(int64_t bytes) { return bytes == 2 ? 8 : 6; }
-constexpr int apart(int64_t bytes) { return bytes == 2 ? 3 : 5; }
-constexpr int64_t kMostRowsOfChunk = 1024;  // and of a set of rows
-constexpr int64_t kMostClasses = 1 << 30;   // places within a row have 32 bits
+constexpr int kFew = 4, kMany = 6;
+constexpr int apart(int64_t bytes) { return bytes == 2 ? 4 : 5; }
+constexpr int64_t kRowsOfBlock = 1 << 21;  // more than any block has: numbers of rows have 32 bits
+constexpr int64_t kMostClasses = 1 << 30;  // places within a row have 32 bits
 
 bool classes_are_neighbours(const Task& task) {
   for (Operand o : {kLogits, kGradient}) {
@@ -34,7 +33,7 @@ bool classes_are_neighbours(const Task& task) {
 
 // False: more dimensions than kernels take, or rows too far apart.
 bool assign(const Task& task, const Positions& positions, RowRuns& at) {
-  if (positions.rank > RowRuns::kDims || positions.count > 0x7fffffff - kMostRowsOfChunk) return false;
+  if (positions.rank > RowRuns::kDims || positions.count > 0x7fffffff - kRowsOfBlock) return false;
   const auto fill = [&](const Dim& dim, auto& strides) {
     bool fits = true;
     for (int o = 0; o < kOperands; ++o) {
@@ -162,7 +161,7 @@ bool cut_direct(const Task& task, DirectRows<float>& a, int& count, Grid& grid) 
   // Fewest instructions: about 10 a class, and 200 for each thread.
   const int64_t bytes = 16 / vector;
   int64_t warps = 0, least_cost = 0;
-  for (const int vectors : {a.whole ? kFew : apart(bytes), a.whole ? many(bytes) : apart(bytes)}) {
+  for (const int vectors : {a.whole ? kFew : apart(bytes), a.whole ? kMany : apart(bytes)}) {
     const int64_t needed = divide_up(task.classes, kWarp * vectors * vector);
     const int64_t cost = needed * (vectors * vector * 10 + 200);
     if (warps != 0 && cost >= least_cost) continue;
@@ -207,7 +206,7 @@ cudaError_t start(const StagedRows<float>& a, const StagedKernel& kernel, const 
 
 template <class Term, class Storage>
 cudaError_t start(const DirectRows<float>& a, int vectors, const Grid& grid, cudaStream_t stream) {
-  constexpr int kMany = many(sizeof(Storage)), kApart = apart(sizeof(Storage));
+  constexpr int kApart = apart(sizeof(Storage));
   if (vectors == 0) {
     if (a.whole) return FOCAL_LAUNCH(grid, stream, (rows_swept<Term, Storage, true>), a);
     return FOCAL_LAUNCH(grid, stream, (rows_swept<Term, Storage, false>), a);

@@ -2,7 +2,7 @@
 //   direct   the threads of a row hold it in registers: a part of a block, a block, or a cluster of blocks
 //   swept    rows that no registers hold: a block a row, which is read twice
 //   mapping        a thread's vectors of 16 bytes are a whole turn of all threads apart; where rows do not lie on such
-//                  boundaries its single elements are, so that what a sum is made of does not depend on where a row begins
+//                  boundaries its elements are the lanes of a warp apart, wherever a row begins: the same sums for all
 //   traffic        logits read once (swept: a second time from the cache, where the row fits), gradient written once
 //   determinism    shuffles, then warps of a row, of all blocks of its cluster, in the same order for every thread
 //   participation  every thread reaches the barriers and leave_partial, with or without a row
@@ -50,25 +50,28 @@ FOCAL_DEVICE Int unknown(Int number) {
   return number;
 }
 
-// A thread's share of a row: `kVectors` times as many elements as a vector has, neighbours (whole) or a turn apart.
+// A thread's share of a row: kCount elements in vectors that are a turn of all threads apart (whole), or elements of its
+// warp's own stretch of the row, its lanes by turns.
 template <class Storage, int kVectors, bool whole>
-struct RowShare {
-  static constexpr int kVector = kRowVector<Storage>;
+class RowShare {
+ public:
+  static constexpr int kVector = kRowVector<Storage>, kCount = kVectors * kVector;
   using Raw = Vector<Storage, kVector>;
-  const int threads, thread, classes;
 
-  FOCAL_DEVICE bool exists(int j, int i = 0) const {
-    return whole ? j * threads < classes / kVector - thread : (j * kVector + i) * threads < classes - thread;
-  }
+  FOCAL_DEVICE RowShare(int threads, int thread, int classes)
+      : threads_(threads),
+        first_(whole ? thread : thread / kLanes * kCount * kLanes + thread % kLanes),
+        left_((whole ? classes / kVector : classes) - first_) {}
 
   // Where a row has ended there is -inf.
+  template <Cache cache>
   FOCAL_DEVICE Raw read(const Storage* row, int j) const {
     Raw raw{};
-    if (whole && exists(j)) return load_vector<Cache::kOnce, kVector>(row + (thread + j * threads) * kVector);
+    if (whole && left_ > distance(j)) return load_vector<cache, kVector>(row + (first_ + distance(j)) * kVector);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
       Storage value = from_real<Storage>(-std::numeric_limits<float>::infinity());
-      if (!whole && exists(j, i)) value = load(row + thread + (j * kVector + i) * threads);
+      if (!whole && left_ > distance(j, i)) value = load(row + first_ + distance(j, i));
       raw.put(i, value);
     }
     return raw;
@@ -77,22 +80,31 @@ struct RowShare {
   FOCAL_DEVICE void write(Storage* row, int j, const float (&slope)[kVector]) const {
     const Raw raw = narrow<Storage>(slope);
     if constexpr (whole) {
-      if (exists(j)) store_vector<Cache::kOnce>(row + (thread + j * threads) * kVector, raw);
+      if (left_ > distance(j)) store_vector<Cache::kOnce>(row + (first_ + distance(j)) * kVector, raw);
     } else {
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        if (exists(j, i)) store(row + thread + (j * kVector + i) * threads, raw.get(i));
+        if (left_ > distance(j, i)) store(row + first_ + distance(j, i), raw.get(i));
       }
     }
   }
 
-  // Which of the thread's elements a class is; a negative number: of another thread's.
+  // Which of the thread's elements a class is; a negative number: of another thread's, or none.
   FOCAL_DEVICE int own(const FastDivisor& by_threads, int32_t code) const {
-    const int item = whole ? code / kVector : code;
-    const int turn = static_cast<int>(by_threads.quotient(item));
-    if (code < 0 || item - turn * threads != thread) return -1;
-    return whole ? turn * kVector + code % kVector : turn;
+    if (whole) {
+      const int vector = code / kVector, turn = static_cast<int>(by_threads.quotient(vector));
+      return code >= 0 && vector - turn * threads_ == first_ ? turn * kVector + code % kVector : -1;
+    }
+    const int from = code - first_;
+    return from >= 0 && from % kLanes == 0 && from < kCount * kLanes ? from / kLanes : -1;
   }
+
+ private:
+  static constexpr int kLanes = static_cast<int>(kWarp);
+
+  FOCAL_DEVICE int distance(int j, int i = 0) const { return whole ? j * threads_ : (j * kVector + i) * kLanes; }
+
+  const int threads_, first_, left_;  // whole: in vectors
 };
 
 // What the warps of a row tell each other, for each way of joining it.
@@ -137,15 +149,16 @@ __global__ void __launch_bounds__(kDirectThreads, 1) rows_direct(const DirectRow
   const int parts = static_cast<int>(blockDim.x) / a.row_threads;
   const int rank = a.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int thread = rank * a.row_threads + static_cast<int>(threadIdx.x) - part * a.row_threads;
-  const int first_row = static_cast<int>(blockIdx.x) / a.cluster * a.steps * parts;
+  int number = static_cast<int>(blockIdx.x) / a.cluster * a.steps * parts;
+  const int end = min(number + a.steps * parts, a.rows);
 
-  for (int step = 0; step < a.steps && first_row + step * parts < a.rows; ++step) {
-    const RowPlace place(a, first_row + step * parts + part);
+  for (; number < end; number += parts) {
+    const RowPlace place(a, number + part);
     const Storage* const row = static_cast<const Storage*>(a.logits) + place.offset[kLogits];
-    const RowShare<Storage, kVectors, whole> share{a.row_threads * a.cluster, thread, place.exists ? a.classes : 0};
+    const RowShare<Storage, kVectors, whole> share(a.row_threads * a.cluster, thread, place.exists ? a.classes : 0);
     Raw raw[kVectors];
 #pragma unroll
-    for (int j = 0; j < kVectors; ++j) raw[j] = share.read(row, j);
+    for (int j = 0; j < kVectors; ++j) raw[j] = share.template read<Cache::kOnce>(row, j);
     int64_t label = a.index.ignore_index;
     if (place.exists) label = load_label(a.targets, a.target_dtype, place.offset[kTargets]);
     const int32_t code = note_code(a, label, place.offset[kTargets], thread == 0 && place.exists, found);
@@ -192,14 +205,14 @@ __global__ void __launch_bounds__(kDirectThreads, 1) rows_direct(const DirectRow
     sum = over_row(sum, a.row_threads, a.cluster, Added());
 
     // Where the row lies is worked out again: to keep it would take the registers of four classes.
-    const RowPlace again(a, unknown(first_row + step * parts + part));
+    const RowPlace again(a, unknown(number) + part);
     if (!again.exists) continue;
     const PositionGradient<Real> gradient = settle_position<Term, Mode::kGradient>(
         a, scale, code, relative(own), sum, again.offset[kLoss], thread == 0, found);
     if (!a.gradient) continue;
     __syncwarp();  // a row of one warp has passed no barrier since its logits were read
     Storage* const to = static_cast<Storage*>(a.gradient) + again.offset[kGradient];
-    const RowShare<Storage, kVectors, whole> same{a.row_threads * a.cluster, unknown(thread), a.classes};
+    const RowShare<Storage, kVectors, whole> same(a.row_threads * a.cluster, unknown(thread), a.classes);
     const auto write = [&](auto far) {
 #pragma unroll
       for (int j = 0; j < kVectors; ++j) {
@@ -243,8 +256,8 @@ __global__ void __launch_bounds__(kSweptThreads) rows_swept(const DirectRows<flo
     const Real own = code >= 0 ? to_real<Real>(load(row + code)) : Real(0);
     // A thread's share of the classes from `from` on, as numbers and without the target's.
     const auto read = [&](int from, Real(&x)[kVector]) {
-      const RowShare<Storage, 1, whole> share{kThreads, thread, a.classes - from};
-      widen(share.read(row + from, 0), x);
+      const RowShare<Storage, 1, whole> share(kThreads, thread, a.classes - from);
+      widen(share.template read<Cache::kKeep>(row + from, 0), x);
       const int own_at = share.own(a.by_threads, code - from);
       if (code < 0 || own_at >= 0) {
 #pragma unroll
@@ -285,7 +298,7 @@ __global__ void __launch_bounds__(kSweptThreads) rows_swept(const DirectRows<flo
         const Real slope = gradient.others * Math::exp(Math::between(x[i], shift));
         x[i] = own_at == i ? gradient.own : slope;
       }
-      RowShare<Storage, 1, whole>{kThreads, thread, a.classes - from}.write(to + from, 0, x);
+      RowShare<Storage, 1, whole>(kThreads, thread, a.classes - from).write(to + from, 0, x);
     }
   }
   leave_partial(found, Math::kUnit, a.partials);
