@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if ran := config.stash.get(_emulation, None):
-        kernels = f"{ran.kernels} CUDA kernels under {len(ran.names)} names"
+        kernels = f"{len(ran.kernels(launched=True))} of {len(ran.kernels())} CUDA kernels"
         terminalreporter.write_line(f"simt: {ran.launches} launches of {kernels}, emulated with seed {ran.seed}")
     elif "simt" not in DEVICES:
         terminalreporter.write_line("simt: no C++ compiler, so no CUDA kernel was emulated")
@@ -61,6 +61,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def emulation(pytestconfig: pytest.Config) -> Emulation:
     """The emulation of the CUDA kernels, built if it has to be."""
+    if build.compiler() is None:
+        pytest.skip("no C++ compiler")
     try:
         pytestconfig.stash[_emulation] = Emulation()
     except build.BuildFailed as error:

@@ -77,4 +77,9 @@ cudaError_t launch(const char* name, void (*kernel)(Parameters...), const Grid& 
 
 }  // namespace focal::cuda
 
+#if defined(FOCAL_SIMT)
+#define FOCAL_LAUNCH(grid, stream, kernel, ...) \
+  ((void)simt::Known<kernel>::said, ::focal::cuda::launch(#kernel, kernel, grid, stream, __VA_ARGS__))
+#else
 #define FOCAL_LAUNCH(grid, stream, kernel, ...) ::focal::cuda::launch(#kernel, kernel, grid, stream, __VA_ARGS__)
+#endif

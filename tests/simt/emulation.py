@@ -22,8 +22,8 @@ class Emulation:
         path = path or build.library()
         torch.ops.load_library(str(path))
         self._library = ctypes.CDLL(str(path))
-        self._library.focal_simt_names.restype = ctypes.c_char_p
-        for name in ("launches", "kernels", "seed"):
+        self._library.focal_simt_kernels.restype = ctypes.c_char_p
+        for name in ("launches", "seed"):
             getattr(self._library, f"focal_simt_{name}").restype = ctypes.c_uint64
         self._library.focal_simt_set_seed.argtypes = [ctypes.c_uint64]
         self.operators = getattr(torch.ops, NAMESPACE)
@@ -46,14 +46,9 @@ class Emulation:
     def launches(self) -> int:
         return self._library.focal_simt_launches()
 
-    @property
-    def kernels(self) -> int:
-        """How many have run, each set of template arguments by itself."""
-        return self._library.focal_simt_kernels()
-
-    @property
-    def names(self) -> list[str]:
-        return self._library.focal_simt_names().decode().splitlines()
+    def kernels(self, launched: bool = False) -> set[str]:
+        """All there are, each set of template arguments by itself, or those that have run."""
+        return set(self._library.focal_simt_kernels(launched).decode().splitlines())
 
     @property
     def seed(self) -> int:

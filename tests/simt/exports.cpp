@@ -7,14 +7,14 @@
 
 EXPORT uint64_t focal_simt_launches() { return simt::statistics().launches; }
 
-// Instances of kernels, each set of template arguments by itself.
-EXPORT uint64_t focal_simt_kernels() { return simt::statistics().kernels.size(); }
-
+// Instances of kernels, each set of template arguments by itself: all that the library has, or those launched so far.
 // Separated by new lines; valid until the next call.
-EXPORT const char* focal_simt_names() {
+EXPORT const char* focal_simt_kernels(int launched) {
   static std::string names;
   names.clear();
-  for (const std::string& name : simt::statistics().names) names += name + "\n";
+  for (const auto& [kernel, name] : simt::known_kernels()) {
+    if (!launched || simt::statistics().launched.count(kernel)) names += name + "\n";
+  }
   return names.c_str();
 }
 

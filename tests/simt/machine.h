@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <set>
 #include <string>
@@ -24,8 +25,7 @@ struct Fault : std::runtime_error {
 
 struct Statistics {
   uint64_t launches = 0;
-  std::set<std::string> names;
-  std::set<const void*> kernels;  // every instance of a template by itself
+  std::set<const void*> launched;  // kernels, every instance of a template by itself
 };
 
 namespace detail {

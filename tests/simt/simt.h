@@ -109,8 +109,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   m.ranges = &detail::registered;
   detail::check_launch(grid, block, dynamic_shared, cluster);
   ++m.statistics.launches;
-  m.statistics.names.insert(name);
-  m.statistics.kernels.insert(reinterpret_cast<const void*>(kernel));
+  m.statistics.launched.insert(reinterpret_cast<const void*>(kernel));
   detail::run(grid, block, dynamic_shared, cluster);
 }
 
@@ -127,6 +126,23 @@ inline uint64_t seed() {
 }
 
 inline const Statistics& statistics() { return detail::machine.statistics; }
+
+// Every kernel that Known names somewhere in the program, launched or not, and what it is called.
+inline std::map<const void*, std::string>& known_kernels() {
+  static std::map<const void*, std::string> kernels;
+  return kernels;
+}
+
+template <auto kernel>
+struct Known {
+  static bool say() {
+    const std::string text = __PRETTY_FUNCTION__;  // ... [with auto kernel = NAME]
+    const size_t name = text.find("kernel = ") + 9;
+    known_kernels()[reinterpret_cast<const void*>(kernel)] = text.substr(name, text.size() - name - 1);
+    return true;
+  }
+  static inline const bool said = say();  // when the program is loaded
+};
 
 }  // namespace simt
 

@@ -553,12 +553,14 @@ void test_min_and_max() {
 
 void test_statistics() {
   const uint64_t before = simt::statistics().launches;
-  const size_t kernels = simt::statistics().kernels.size();
+  const size_t launched = simt::statistics().launched.size();
   for (int i = 0; i < 2; ++i) simt::launch("counted", use_static<100>, 1, 32, 0, 1);
   simt::launch("counted", use_static<200>, 1, 32, 0, 1);
   CHECK(simt::statistics().launches == before + 3);
-  CHECK(simt::statistics().names.count("counted") == 1);
-  CHECK(simt::statistics().kernels.size() == kernels + 2);
+  CHECK(simt::statistics().launched.size() == launched + 2);
+  CHECK(simt::Known<use_static<100>>::said && simt::Known<use_static<300>>::said && simt::known_kernels().size() == 2);
+  const auto name_of = [](auto* kernel) { return simt::known_kernels()[reinterpret_cast<const void*>(kernel)]; };
+  CHECK(contains(name_of(use_static<100>), "use_static<100") && contains(name_of(use_static<300>), "use_static<300"));
 }
 
 }  // namespace
