@@ -147,6 +147,7 @@ def _register_fakes(name: str) -> None:
 
 for _name in FAMILIES:
     _register_fakes(_name)
+torch.library.register_fake("focal_cuda::scale_", lambda gradient, factor: None)
 torch.library.register_fake(
     "focal_cuda::margin_probe", lambda margin, gamma: (torch.empty_like(margin), torch.empty_like(margin))
 )
@@ -230,7 +231,9 @@ class FocalFunction(torch.autograd.Function):
         elif call.policy == "inplace":
             ctx.spent = True
             gradient = logits.detach()
-            if grad_loss.device.type != "cpu" or grad_loss.item() != 1:
+            if not grad_loss.is_cpu:
+                torch.ops.focal_cuda.scale_(gradient, grad_loss)  # asks on the device whether there is anything to do
+            elif grad_loss.item() != 1:
                 gradient.mul_(grad_loss)
         else:
             if not filled:

@@ -77,7 +77,7 @@ FOCAL_DEVICE Vector<Storage, count> narrow(const Real (&from)[count]) {
   Vector<Storage, count> to{};
 #if defined(__CUDA_ARCH__)
   constexpr bool bfloat = std::is_same_v<Storage, BFloat16>;
-  if constexpr (sizeof(Storage) == 2 && (!bfloat || __CUDA_ARCH__ >= 800)) {
+  if constexpr (sizeof(Storage) == 2 && __CUDA_ARCH__ >= 800) {
 #pragma unroll
     for (int i = 0; i < count; i += 2) {
       if constexpr (bfloat) {

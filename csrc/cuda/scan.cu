@@ -213,7 +213,62 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const FinishArgu
   write(task.correction, ignored == 0 ? 1.0 : scale * task.mean_of);
 }
 
+struct ScaleArguments {
+  Outer all;
+  void* data;
+  const void* factor;
+  int64_t count, per_block;
+  bool vectors;  // one run of neighbours from a 16-byte boundary
+};
+
+// Mapping: a block takes per_block elements, in vectors where they are neighbours. Traffic: read and written once, or not
+// at all.
+template <class Storage, class Real>
+__global__ void __launch_bounds__(kScanThreads) scale_kernel(const ScaleArguments a) {
+  constexpr int kCount = 16 / static_cast<int>(sizeof(Storage));
+  const Real factor = load(static_cast<const Real*>(a.factor));
+  if (factor == Real(1)) return;
+  Storage* data = static_cast<Storage*>(a.data);
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * a.per_block;
+  const int64_t end = begin + a.per_block < a.count ? begin + a.per_block : a.count;
+  const int64_t whole = a.vectors ? begin + (end - begin) / kCount * kCount : begin;
+  for (int64_t i = begin + static_cast<int64_t>(threadIdx.x) * kCount; i < whole; i += kScanThreads * kCount) {
+    Real x[kCount];
+    widen(load_vector<Cache::kOnce, kCount>(data + i), x);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) x[k] *= factor;
+    store_vector<Cache::kOnce>(data + i, narrow<Storage>(x));
+  }
+  for (int64_t i = whole + threadIdx.x; i < end; i += kScanThreads) {
+    int64_t offset[kOperands];
+    a.all.locate(i, offset);
+    Storage* element = data + offset[kLogits];
+    store(element, from_real<Storage>(to_real<Real>(load(element)) * factor));
+  }
+}
+
 }  // namespace
+
+cudaError_t scale(const Positions& given, const Tensor& data, const void* factor, cudaStream_t stream) {
+  ScaleArguments a{};
+  Positions positions = given;
+  positions.order_by(kLogits);
+  positions.collapse();
+  positions.require_innermost();
+  if (!a.all.assign(positions.dims, positions.rank)) return cudaErrorInvalidValue;
+  a.data = data.data;
+  a.factor = factor;
+  a.count = positions.count;
+  a.vectors = positions.rank == 1 && positions.innermost().stride[kLogits] == 1 && lies_on_16_bytes(data.data);
+  a.per_block = std::max<int64_t>(round_up(divide_up(a.count, kManyBlocks), 16), kScanThreads * 16);
+  const Grid grid{divide_up(a.count, a.per_block), kScanThreads};
+  switch (data.dtype) {
+    case DType::kFloat32: return FOCAL_LAUNCH(grid, stream, (scale_kernel<float, float>), a);
+    case DType::kFloat16: return FOCAL_LAUNCH(grid, stream, (scale_kernel<Half, float>), a);
+    case DType::kBFloat16: return FOCAL_LAUNCH(grid, stream, (scale_kernel<BFloat16, float>), a);
+    default: return FOCAL_LAUNCH(grid, stream, (scale_kernel<double, double>), a);
+  }
+}
 
 void plan_scan(ScanTask& task) {
   const int64_t per_block = std::max(kScanThreads * kScanPerThread, divide_up(task.positions.count, kScanBlocks));

@@ -108,6 +108,10 @@ struct Naming {
   int order[kRank];  // dimensions by stride, largest first
 };
 
+// data *= *factor (of the computing type), element by element of `positions` by their kLogits strides; nothing is touched
+// where it is 1.
+cudaError_t scale(const Positions& positions, const Tensor& data, const void* factor, cudaStream_t stream);
+
 // After run: loss (if not null) = applied[0] x the sum of the partials. A target out of range stops with a printed line.
 struct FinishTask {
   const Partial* partials = nullptr;

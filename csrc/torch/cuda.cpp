@@ -315,6 +315,25 @@ void backward(Family family, const Tensor& grad_loss, const Tensor& logits, cons
   check_launch(cuda::run(task, device.stream()));
 }
 
+void scale(Tensor gradient, Tensor factor) {
+  const OnDeviceOf device(gradient);
+  require_same_device(gradient, factor, "factor must be on the gradient's device");
+  const DType dtype = dtype_of(gradient);
+  require(is_floating(dtype) && factor.numel() == 1 &&
+              dtype_of(factor) == (dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32),
+          "factor must be one number of the computing type");
+  Positions positions;
+  for (int64_t d = 0; d < gradient.dim(); ++d) {
+    Dim dim{gradient.size(d), {}};
+    dim.stride[kLogits] = gradient.stride(d);
+    positions.append(dim);
+  }
+  Reach reach;
+  reach.read(factor);
+  reach.write(gradient, false);
+  check_launch(cuda::scale(positions, tensor_of(gradient, 0), factor.data_ptr(), device.stream()));
+}
+
 template <Family family>
 std::tuple<Tensor, Tensor, Tensor> focal_loss(Tensor logits, Tensor targets, std::optional<Tensor> alpha,
                                               std::optional<Tensor> normalizer, double scale, double positive_weight,
@@ -382,6 +401,7 @@ std::tuple<Tensor, Tensor> probe(Tensor margin, double gamma) {
 
 STABLE_TORCH_LIBRARY_IMPL(focal_cuda, FOCAL_DISPATCH_KEY, library) {
   library.impl("margin_probe", TORCH_BOX(&probe));
+  library.impl("scale_", TORCH_BOX(&scale));
   library.impl("sigmoid_focal_loss", TORCH_BOX(&focal_loss<Family::kSigmoid>));
   library.impl("softmax_focal_loss", TORCH_BOX(&focal_loss<Family::kSoftmax>));
   library.impl("sigmoid_focal_loss_inplace", TORCH_BOX(&focal_loss_inplace<Family::kSigmoid>));

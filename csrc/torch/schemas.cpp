@@ -20,6 +20,8 @@ STABLE_TORCH_LIBRARY(focal_cuda, library) {
                    ", bool filled, Tensor(b!) grad_logits) -> ()");
   // The loss of margins and its derivative, for tests of the same numbers on every device.
   library.def("margin_probe(Tensor margin, float gamma) -> (Tensor value, Tensor deriv)");
+  // A gradient that lies over its logits, times the upstream gradient; nothing happens where that is 1. CUDA alone.
+  library.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
   FOCAL_SCHEMAS("sigmoid_focal_loss")
   FOCAL_SCHEMAS("softmax_focal_loss")
 #undef FOCAL_TARGETS
