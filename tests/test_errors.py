@@ -18,6 +18,7 @@ import focal_cuda
 
 SIGMOID, SOFTMAX = "sigmoid_focal_loss", "softmax_focal_loss"
 ops = pytest.mark.parametrize("op", [SIGMOID, SOFTMAX])
+on_every_backend = pytest.mark.usefixtures("raising_backend")
 X = torch.zeros(4, 3)
 T = torch.tensor([0, 1, 2, 0])
 IMAGE, MASK = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
@@ -259,6 +260,7 @@ def test_ignore_index_that_is_a_dense_target(ignore_index: int) -> None:
 BAD_LABELS = [-1, -2, 3, 4, 100, -101]
 
 
+@on_every_backend
 @ops
 @pytest.mark.parametrize("label", BAD_LABELS)
 @pytest.mark.parametrize("kwargs", [{}, {"reduction": "none"}, {"gradient": "backward"}], ids=str)
@@ -275,6 +277,7 @@ def test_labels_out_of_range(op: str, label: int, kwargs: dict) -> None:
         fails(IndexError, op, image, mask, names=rf"\[0, 3\).*got targets\[1, 3, 2\] = {label}", **kwargs)
 
 
+@on_every_backend
 @ops
 @dtypes([d for d in INDEX_DTYPES if d != torch.bool], "index_dtype")
 def test_labels_out_of_range_in_every_type(op: str, index_dtype: torch.dtype) -> None:
@@ -283,6 +286,7 @@ def test_labels_out_of_range_in_every_type(op: str, index_dtype: torch.dtype) ->
     fails(IndexError, op, X, t, names=r"got targets\[3\] = 77")
 
 
+@on_every_backend
 def test_true_is_no_class_of_one() -> None:
     """Of one class, True is the background; with another background it is a mistake."""
     x, t = torch.zeros(4, 1), torch.tensor([False, False, True, False])
@@ -291,6 +295,7 @@ def test_true_is_no_class_of_one() -> None:
         focal_cuda.sigmoid_focal_loss(x, t, background_index=-1)
 
 
+@on_every_backend
 @ops
 def test_labels_beyond_32_bits(op: str) -> None:
     """A label must not be cut to 32 bits before it is looked at."""
@@ -307,6 +312,7 @@ def test_the_first_bad_label_is_named_in_a_large_batch(op: str) -> None:
         fails(IndexError, op, torch.zeros(200_000, 3), t, names=r"got targets\[70003\] = 8")
 
 
+@on_every_backend
 @ops
 def test_labels_in_views_are_named_by_their_index(op: str) -> None:
     mask = MASK.clone()
@@ -317,6 +323,7 @@ def test_labels_in_views_are_named_by_their_index(op: str) -> None:
     fails(IndexError, op, last, mask, class_dim=-1, names=r"got targets\[1, 3, 2\] = 7")
 
 
+@on_every_backend
 @ops
 def test_ignored_and_background_labels_are_no_mistake(op: str) -> None:
     t = torch.tensor([0, -7, 2, -7])
@@ -327,6 +334,7 @@ def test_ignored_and_background_labels_are_no_mistake(op: str) -> None:
         fails(IndexError, op, X, torch.tensor([0, 3, 1, 2]), background_index=3, names=r"got targets\[1\] = 3")
 
 
+@on_every_backend
 @pytest.mark.parametrize("value", [1.5, -0.1, 2.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("kwargs", [{}, {"reduction": "none"}], ids=str)
 def test_dense_targets_out_of_range(value: float, kwargs: dict) -> None:
@@ -335,6 +343,7 @@ def test_dense_targets_out_of_range(value: float, kwargs: dict) -> None:
     fails(ValueError, SIGMOID, X, t, names=rf"\[0, 1\].*got targets\[2, 1\] = {value:g}", **kwargs)
 
 
+@on_every_backend
 @dtypes([torch.uint8, torch.int8, torch.int64])
 def test_dense_integer_targets_out_of_range(dtype: torch.dtype) -> None:
     t = torch.zeros(4, 3, dtype=dtype)
@@ -367,6 +376,7 @@ def test_nothing_is_written_when_a_target_is_wrong(rows: int) -> None:
     focal_cuda.softmax_focal_loss(x, torch.zeros(rows, dtype=torch.int64)).backward()
 
 
+@on_every_backend
 @ops
 def test_validate_checks_what_is_not_checked_by_default(op: str) -> None:
     bad = torch.tensor([0.5, -2.0, 0.5])
@@ -394,6 +404,7 @@ def test_validate_by_environment() -> None:
         assert fine or "alpha[1] = -2" in done.stderr
 
 
+@on_every_backend
 @ops
 def test_good_calls_after_bad_ones(op: str) -> None:
     """An error leaves nothing behind."""

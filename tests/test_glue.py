@@ -86,6 +86,35 @@ def test_the_mean_of_dense_targets(ignored: int, size: tuple, strided: bool, dty
         check(SIGMOID, logits, targets, 0.3, ignore_index=-1, gradient="forward", upstream=upstream)
 
 
+SCALED = {
+    "scalar": lambda: torch.randn(()),
+    "vectors and a tail": lambda: torch.randn(9001),
+    "off the boundary": lambda: torch.randn(9002)[1:],
+    "images": lambda: torch.randn(2, 5, 33, 31),
+    "classes last": lambda: torch.randn(2, 33, 31, 5).movedim(-1, 1),
+    "every second": lambda: torch.randn(7, 5, 62)[..., ::2],
+    "nothing": lambda: torch.randn(0, 5),
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@dtypes()
+def test_scaling_in_place(kind: str, dtype: torch.dtype, device: str, backend: str, operators) -> None:
+    """What a GPU does to a gradient in place once it knows the upstream: every element of a view once, no other."""
+    if backend == "cpu":
+        pytest.skip("the CPU knows the upstream before")
+    view = SCALED[kind]()
+    whole = torch.randn(view.untyped_storage().nbytes() // 4).to(device, dtype)
+    x = whole.as_strided(view.size(), view.stride(), view.storage_offset())
+    for factor in (1.0, -0.37):
+        factor = torch.tensor(factor, device=device, dtype=loss_dtype(x))
+        expected = whole.clone()
+        scaled = expected.as_strided(x.size(), x.stride(), x.storage_offset())
+        scaled.copy_(x.to(factor.dtype) * factor)
+        operators.scale_(x, factor)
+        assert torch.equal(bits(whole), bits(expected))
+
+
 # --- wrong targets ---------------------------------------------------------------------------------------------------
 
 

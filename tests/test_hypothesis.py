@@ -11,6 +11,7 @@ import torch
 from cases import DTYPES, GAMMAS, INDEX_DTYPES, Shape, make_dense, make_index, make_logits, make_trained_logits
 from compare import check
 from hypothesis import given, settings
+from simt.emulation import Emulation
 from torch import Tensor
 
 # Nothing, one, below, at and above the lengths of vectors and tiles, primes.
@@ -102,3 +103,16 @@ def test_anything(op: str, data: st.DataObject, threads: int) -> None:
     arguments, kwargs = data.draw(problems(op), label="problem")
     torch.set_num_threads(threads)
     check(op, *arguments, **kwargs)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("op", ["softmax_focal_loss", "sigmoid_focal_loss"])
+@settings(max_examples=400)
+@given(data=st.data())
+def test_anything_on_a_gpu(op: str, data: st.DataObject, emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated."""
+    arguments, kwargs = data.draw(problems(op), label="problem")
+    torch.set_num_threads(1)
+    with monkeypatch.context() as patch:
+        emulation.use(patch)
+        check(op, *arguments, **kwargs)

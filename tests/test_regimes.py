@@ -123,4 +123,8 @@ def test_no_kernel_is_left_out(emulation: Emulation, monkeypatch: pytest.MonkeyP
     for gamma in (1.5, 2.0):
         for dtype in (torch.float32, torch.float64):
             emulation.operators.margin_probe(torch.zeros(3, dtype=dtype), gamma)
+    for dtype in DTYPES:
+        emulation.operators.scale_(
+            torch.zeros(3, dtype=dtype), torch.zeros((), dtype=torch.promote_types(dtype, torch.float32))
+        )
     assert sorted(emulation.kernels() - emulation.kernels(launched=True)) == []
