@@ -245,8 +245,9 @@ def architectures(env: Mapping[str, str], toolkit: Toolkit, visible: Iterable[tu
     capabilities = sorted(set(visible))
     if capabilities:
         return ";".join(f"{major}.{minor}" for major, minor in capabilities) + "+PTX"
+    # Code for 8.0 runs on 8.6, 8.7 and 8.9 as well, that for 10.0 on 10.3, and that for 12.0 on 12.1.
     blackwell = ";10.0;12.0" if toolkit.version >= (12, 8) else ""
-    return f"7.5;8.0;8.6;8.9;9.0{blackwell}+PTX"
+    return f"7.5;8.0;9.0{blackwell}+PTX"
 
 
 def jobs(env: Mapping[str, str]) -> int:

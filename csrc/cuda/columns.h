@@ -42,10 +42,13 @@ constexpr int positions_of_thread(int classes, bool shared, bool aligned) {
   return classes == 2 || (classes <= 8 && size == 4) ? 16 / size : 8 / size;
 }
 
-// What a warp knows of each of its positions.
+// What the warps that share positions tell each other of each.
 template <int warps, int positions>
 struct Shares {
-  float shift[warps][positions], sum[warps][positions];
+  float shift[warps][positions], sum[warps][positions];  // from every warp
+  int32_t code[positions];                               // from the first
+  float own[positions];
+  float most[positions], own_slope[positions], others[positions];  // from the thread that settles it
 };
 
 // The positions of one tile that fall to a thread. offset: of the run's first position.
@@ -137,7 +140,8 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
 #pragma unroll
   for (int p = 0; p < kCount; ++p) {
     const Storage* logits = static_cast<const Storage*>(a.logits) + offset[kLogits] + lane.first + p * lane.spread;
-    own[p] = code[p] < 0 ? Real(0) : to_real<Real>(load(logits + code[p] * a.class_stride[kLogits]));
+    own[p] =
+        code[p] < 0 || (shared && warp > 0) ? Real(0) : to_real<Real>(load(logits + code[p] * a.class_stride[kLogits]));
     largest[p] = lowest;
   }
   // Among the others it is taken out, and classes that do not exist never were in.
@@ -178,9 +182,7 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
     }
   }
 
-  Real part[kCount];  // what this thread's exponentials are multiplied by to be relative to the position's shift
-#pragma unroll
-  for (int p = 0; p < kCount; ++p) part[p] = 1;
+  PositionGradient<Real> gradient[kCount];
   if constexpr (shared) {
     using SharesOfWarps = Shares<kColumnWarps, kWarp * kCount>;
     FOCAL_SHARED(SharesOfWarps, shares);
@@ -190,40 +192,46 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
     for (int p = 0; p < kCount; ++p) {
       shares.shift[warp][first + p] = sum[p] == Real(0) ? lowest : shift[p];
       shares.sum[warp][first + p] = sum[p];
+      if (warp == 0) {
+        shares.code[first + p] = code[p];
+        shares.own[first + p] = own[p];
+      }
     }
     __syncthreads();
-    Real most[kCount], total[kCount];
-#pragma unroll
-    for (int p = 0; p < kCount; ++p) most[p] = lowest, total[p] = 0;
-    for (unsigned w = 0; w < warps; ++w) {
-#pragma unroll
-      for (int p = 0; p < kCount; ++p) most[p] = fmaxf(most[p], shares.shift[w][first + p]);
+    // Each position by one thread of the block: every warp for itself would cost ten instructions for each logit.
+    const int64_t begin_of_tile = lane.first - (aligned ? first : threadIdx.x % kWarp);
+    for (unsigned i = threadIdx.x; i < kWarp * kCount; i += blockDim.x) {
+      Real most = lowest, total = 0;
+      for (unsigned w = 0; w < warps; ++w) most = fmaxf(most, shares.shift[w][i]);
+      most = shift_of(most);
+      for (unsigned w = 0; w < warps; ++w) total += shares.sum[w][i] * Math::exp((shares.shift[w][i] - most) * units);
+      const int64_t position = begin_of_tile + (aligned ? i : i % kCount * kWarp + i / kCount);
+      PositionGradient<Real> settled{0, 0};
+      if (position < a.run) {
+        const Real relative = far ? Math::between(shares.own[i], most) : Math::between_units(shares.own[i], most);
+        settled = settle_position<Term, Mode::kGradient>(a, scale, shares.code[i], relative, total,
+                                                         offset[kLoss] + position * a.each_stride, true, found);
+      }
+      shares.most[i] = most;
+      shares.own_slope[i] = settled.own;
+      shares.others[i] = settled.others;
     }
-#pragma unroll
-    for (int p = 0; p < kCount; ++p) most[p] = shift_of(most[p]);
-    for (unsigned w = 0; w < warps; ++w) {
-#pragma unroll
-      for (int p = 0; p < kCount; ++p)
-        total[p] += shares.sum[w][first + p] * Math::exp((shares.shift[w][first + p] - most[p]) * units);
-    }
+    __syncthreads();
 #pragma unroll
     for (int p = 0; p < kCount; ++p) {
-      part[p] = sum[p] == Real(0) ? Real(0) : Math::exp((shift[p] - most[p]) * units);
-      shift[p] = most[p];
-      sum[p] = total[p];
+      // The thread's exponentials are relative to its own shift.
+      const Real part = sum[p] == Real(0) ? Real(0) : Math::exp((shift[p] - shares.most[first + p]) * units);
+      gradient[p] = {shares.own_slope[first + p], shares.others[first + p] * part};
     }
-  }
-
-  PositionGradient<Real> gradient[kCount];
+  } else {
 #pragma unroll
-  for (int p = 0; p < kCount; ++p) {
-    gradient[p] = {0, 0};
-    if (p < lane.count) {
-      const int64_t each = offset[kLoss] + (lane.first + static_cast<int64_t>(p) * lane.spread) * a.each_stride;
-      const Real relative = far ? Math::between(own[p], shift[p]) : Math::between_units(own[p], shift[p]);
-      gradient[p] = settle_position<Term, Mode::kGradient>(a, scale, code[p], relative, sum[p], each,
-                                                           !shared || warp == 0, found);
-      gradient[p].others *= part[p];
+    for (int p = 0; p < kCount; ++p) {
+      gradient[p] = {0, 0};
+      if (p < lane.count) {
+        const int64_t each = offset[kLoss] + (lane.first + static_cast<int64_t>(p) * lane.spread) * a.each_stride;
+        const Real relative = far ? Math::between(own[p], shift[p]) : Math::between_units(own[p], shift[p]);
+        gradient[p] = settle_position<Term, Mode::kGradient>(a, scale, code[p], relative, sum[p], each, true, found);
+      }
     }
   }
 
