@@ -84,6 +84,25 @@ DENSE_SIZES = [
 # The rows engine, the columns engine, and classes strided without being in the middle.
 REPRESENTATIVE = [Shape((129, 19)), Shape((2, 19, 13, 17)), Shape((7, 40), class_dim=0)]
 
+# The loss and a shape for each engine of a GPU and each way it goes through memory.
+ENGINES = {
+    "sigmoid rows": ("sigmoid_focal_loss", Shape((301, 80))),
+    "sigmoid rows across vectors": ("sigmoid_focal_loss", Shape((301, 91))),
+    "sigmoid planes": ("sigmoid_focal_loss", Shape((2, 19, 13, 17))),
+    "sigmoid strided": ("sigmoid_focal_loss", Shape((40, 7, 5))),
+    "softmax columns of two": ("softmax_focal_loss", Shape((2, 2, 33, 16))),
+    "softmax columns": ("softmax_focal_loss", Shape((2, 19, 33, 16))),
+    "softmax odd columns": ("softmax_focal_loss", Shape((2, 5, 33, 31))),
+    "softmax columns over warps": ("softmax_focal_loss", Shape((1, 150, 67, 4))),
+    "softmax strided": ("softmax_focal_loss", Shape((40, 7, 5))),
+    "softmax strided, few classes": ("softmax_focal_loss", Shape((40, 4, 5))),
+    "softmax rows in chunks": ("softmax_focal_loss", Shape((129, 19))),
+    "softmax rows of vectors": ("softmax_focal_loss", Shape((61, 128))),
+    "softmax rows of a block": ("softmax_focal_loss", Shape((33, 4099))),
+    "softmax rows of a cluster": ("softmax_focal_loss", Shape((5, 70_001))),
+    "softmax rows swept": ("softmax_focal_loss", Shape((3, 200_003))),
+}
+
 
 def shapes(values: list[Shape]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("shape", values, ids=str)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import INDEX_DTYPES, Shape, dtypes, make_dense, make_index, make_trained_logits
+from cases import ENGINES, INDEX_DTYPES, dtypes, make_dense, make_index, make_trained_logits
 from compare import bits, check, loss_dtype, run
 from simt.emulation import Emulation
 from torch import Tensor
@@ -16,23 +16,6 @@ import focal_cuda
 
 SOFTMAX, SIGMOID = "softmax_focal_loss", "sigmoid_focal_loss"
 
-# One for each engine and each way it goes through memory.
-ENGINES = {
-    "sigmoid rows": (SIGMOID, Shape((301, 80))),
-    "sigmoid rows across vectors": (SIGMOID, Shape((301, 91))),
-    "sigmoid planes": (SIGMOID, Shape((2, 19, 13, 17))),
-    "sigmoid strided": (SIGMOID, Shape((40, 7, 5))),
-    "softmax columns of two": (SOFTMAX, Shape((2, 2, 33, 16))),
-    "softmax columns": (SOFTMAX, Shape((2, 19, 33, 16))),
-    "softmax odd columns": (SOFTMAX, Shape((2, 5, 33, 31))),
-    "softmax columns over warps": (SOFTMAX, Shape((1, 150, 67, 4))),
-    "softmax strided": (SOFTMAX, Shape((40, 7, 5))),
-    "softmax rows in chunks": (SOFTMAX, Shape((129, 19))),
-    "softmax rows of vectors": (SOFTMAX, Shape((61, 128))),
-    "softmax rows of a block": (SOFTMAX, Shape((33, 4099))),
-    "softmax rows of a cluster": (SOFTMAX, Shape((5, 70_001))),
-    "softmax rows swept": (SOFTMAX, Shape((3, 200_003))),
-}
 engines = pytest.mark.parametrize("engine", ENGINES)
 
 

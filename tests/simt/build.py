@@ -19,6 +19,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMT = Path(__file__).resolve().parent
+FOLDER = ROOT / "build" / "simt"
 
 # Kernels are many instances of templates, and each runs on small inputs: what counts is the time to compile.
 FLAGS = ["-O1", "-g0", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-U_FORTIFY_SOURCE"]
@@ -69,7 +70,7 @@ def _ninja() -> str:
         return found
 
 
-def _build_file(cxx: str, root: Path) -> str:
+def _build_file(cxx: str, root: Path, only: tuple[str, ...]) -> str:
     sources = config.sources(root)
     torch_home = Path(torch.__file__).parent
     include = [f"-I{SIMT}", f"-I{root / 'csrc'}"]
@@ -102,21 +103,27 @@ def _build_file(cxx: str, root: Path) -> str:
     ]
     objects = []
     for source in kernels + others:
-        objects.append(f"{source.stem}{source.suffix.replace('.', '_')}.o")
+        name = f"{source.stem}{source.suffix.replace('.', '_')}.o"
+        objects.append(name if not only or source.name in only else path(FOLDER / name))
+        if objects[-1] != name:
+            continue
         lines += [f"build {objects[-1]}: compile {path(source)}"]
         lines += [] if source in kernels else [f"  more = {quoted(glue)}"]
     lines += [f"build libfocal_simt.so: link {' '.join(objects)}", "default libfocal_simt.so", ""]
     return "\n".join(lines)
 
 
-def library(root: Path = ROOT, folder: Path = ROOT / "build" / "simt") -> Path:
-    """The library, made anew where a source, a header or a flag has changed. Raises BuildFailed."""
+def library(root: Path = ROOT, folder: Path = FOLDER, only: tuple[str, ...] = ()) -> Path:
+    """The library, made anew where a source, a header or a flag has changed. Raises BuildFailed.
+
+    only: names of the sources to take from root; of all others the objects of this checkout's library, which is there.
+    """
     cxx = compiler()
     if cxx is None:
         raise BuildFailed("the emulation needs a C++ compiler (Debian, Ubuntu: apt install g++), or CXX to name one.")
     folder.mkdir(parents=True, exist_ok=True)
     description = folder / "build.ninja"
-    text = _build_file(cxx, root)
+    text = _build_file(cxx, root, only)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs at once must not build in one folder
         if not description.exists() or description.read_text() != text:

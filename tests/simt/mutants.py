@@ -1,11 +1,13 @@
-"""Takes the barriers out of the CUDA kernels, one at a time, and sees whether the emulation notices: a barrier whose
-absence changes nothing is not needed, or not tested. Minutes, since every mutant is compiled; not part of `make test`.
+"""Plants faults into a copy of the CUDA kernels, one at a time, and sees whether the emulation notices.
+tests/test_planted_faults.py does so for a few of every kind. Here for every barrier: one whose absence changes nothing
+is not needed, or not tested. Minutes, since every copy is compiled.
 
     python tests/simt/mutants.py [part of a file name]
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,97 +19,103 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from simt import build  # noqa: E402
 
-BARRIER = re.compile(r"\b(__syncthreads|__syncwarp|cluster_sync|cluster_barrier)\([^()]*\);")
-SEEDS = range(6)
-OPS = ("sigmoid_focal_loss", "softmax_focal_loss")
+BARRIER = re.compile(r"(if \(\w+\) )?\b(__syncthreads|__syncwarp|cluster_sync|cluster_barrier)\([^()]*\);")
+SEEDS = range(4)
 
 
-def differs(library: Path) -> str:
-    """What is wrong with the kernels of a library, held against those of the CPU; "" if nothing."""
+def plant(folder: Path, file: str, old: str, new: str, sources: tuple[str, ...] = ()) -> Path:
+    """The library with one text of one file of csrc/cuda replaced, and only the named sources compiled with it."""
+    shutil.copytree(build.ROOT / "csrc", folder / "csrc")
+    path = folder / "csrc/cuda" / file
+    text = path.read_text()
+    if text.count(old) != 1:
+        raise ValueError(f"{file}: {old!r} is there {text.count(old)} times, so this is no single fault any more")
+    path.write_text(text.replace(old, new))
+    return build.library(folder, folder / "out", sources)
+
+
+def problem_of(library: Path, part: str = "") -> str:
+    """What is wrong with the kernels of a library, held against those of the CPU; "" if nothing.
+    part: of the names in cases.ENGINES to try."""
+    # In a process of its own: an operator can be registered once.
+    command = [sys.executable, __file__, "--check", str(library), part]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=build.ROOT, env=environment, capture_output=True, text=True)
+    return done.stdout.strip() or done.stderr.strip()[-300:] if done.returncode else ""
+
+
+def differs(library: Path, part: str) -> str:
     import torch
-    from cases import REPRESENTATIVE, Shape, make_dense, make_index, make_trained_logits
-    from compare import run
+    from cases import ENGINES, make_index, make_trained_logits
+    from compare import assert_agree, random_upstream, run
     from simt.emulation import Emulation
 
     from focal_cuda import _ops
 
     emulation, cpu = Emulation(library), _ops.FAMILIES
-    # A label that is no class, wherever it is found: in many warps and blocks, by any lane.
-    _ops.FAMILIES = emulation.families
-    for place in (0, 7, 33, 250, 20_000):
-        targets = torch.zeros(20_011, dtype=torch.int64)
-        targets[place] = 1000
-        for op in OPS:
-            for seed in SEEDS:
-                emulation.seed = seed
-                try:
-                    run(op, torch.zeros(20_011, 19), targets)
-                except IndexError:
-                    continue
-                except RuntimeError as error:
-                    return f"{op} seed {seed}: {str(error).splitlines()[0]}"
-                return f"{op} seed {seed}: label {place} is out of range, and nothing was raised"
-    # Rows of every length, strided classes, more than one block, and many.
-    every_shape = [*REPRESENTATIVE, Shape((301, 80)), Shape((3, 1000)), Shape((2, 100_003)), Shape((20_011, 19))]
-    every_shape += [Shape((1, 150, 3, 67)), Shape((1, 1000, 21))]
-    for shape in every_shape:
-        for op in OPS:
-            for reduction, dense in (("mean", False), ("none", False), ("sum", op.startswith("sigmoid"))):
-                torch.manual_seed(0)
-                targets = make_dense(shape.size) if dense else make_index(shape)
-                logits = make_trained_logits(shape, make_index(shape))
-                kwargs = {"reduction": reduction, "class_dim": shape.class_dim}
-                if reduction == "none":
-                    kwargs["upstream"] = torch.ones(shape.size if op.startswith("sigmoid") else shape.positions)
-                if reduction == "sum" and not dense:
-                    kwargs["normalizer"] = "positives"
-                _ops.FAMILIES = cpu
-                expected = run(op, logits, targets, **kwargs)
-                _ops.FAMILIES = emulation.families
-                for seed in SEEDS:
-                    emulation.seed = seed
-                    where = f"{op} {shape} {reduction} seed {seed}"
-                    try:
-                        got = run(op, logits, targets, **kwargs)
-                    except (RuntimeError, IndexError, ValueError) as error:
-                        return f"{where}: {str(error).splitlines()[0]}"
-                    for name in ("loss", "grad"):
-                        a, b = getattr(got, name), getattr(expected, name)
-                        if not torch.allclose(a, b, rtol=1e-3, atol=1e-6 * float(b.abs().max()), equal_nan=True):
-                            return f"{where}: wrong {name}"
+
+    def problem(op: str, shape, reduction: str, bad_place: int | None) -> str:
+        torch.manual_seed(0)
+        targets = make_index(shape)
+        logits = make_trained_logits(shape, targets)
+        kwargs = {"reduction": reduction}
+        if reduction == "none":
+            size = shape.size if op.startswith("sigmoid") else shape.positions
+            kwargs["upstream"] = random_upstream(size, logits)
+        if bad_place is not None:
+            targets.view(-1)[bad_place] = shape.classes + 1000
+        _ops.FAMILIES = cpu
+        expected = None if bad_place is not None else run(op, logits, targets, **kwargs)
+        _ops.FAMILIES = emulation.families
+        for seed in SEEDS:
+            emulation.seed = seed
+            try:
+                got = run(op, logits, targets, **kwargs)
+                if expected is None:
+                    return "a label is out of range, and nothing was raised"
+                assert_agree(got, expected, "simt", 10)
+            except IndexError as error:
+                if expected is not None:
+                    return str(error).splitlines()[0]
+            except (RuntimeError, ValueError, AssertionError) as error:
+                return str(error).splitlines()[0]
+        return ""
+
+    for name, (op, shape) in ENGINES.items():
+        positions = torch.Size(shape.positions).numel()
+        for reduction in ("mean", "none"):
+            for bad_place in (None, 0, 33 % positions, positions - 1) if part in name else ():
+                if found := problem(op, shape, reduction, bad_place):
+                    return f"{name}, {reduction}: {found}"
     return ""
 
 
-def check(library: Path) -> str:
-    # In a process of its own: an operator can be registered once.
-    command = [sys.executable, __file__, "--check", str(library)]
-    result = subprocess.run(command, cwd=build.ROOT, capture_output=True, text=True)
-    return result.stdout.strip() or result.stderr.strip()[-300:] if result.returncode else ""
-
-
 def main(part: str) -> int:
+    """Every barrier."""
     survivors = 0
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        shutil.copytree(build.ROOT / "csrc", root / "csrc")
-        if problem := check(build.library(root, root / "out")):
-            print(f"without any mutation: {problem}")
-            return 1
-        for path in sorted((root / "csrc/cuda").iterdir()):
-            text = path.read_text()
-            for barrier in BARRIER.finditer(text) if part in path.name else []:
-                path.write_text(text[: barrier.start()] + ";" + text[barrier.end() :])
-                line = text[: barrier.start()].count("\n") + 1
-                caught = check(build.library(root, root / "out"))
-                survivors += not caught
-                print(f"{path.name}:{line} without {barrier[0]:20} {caught or 'NOT NOTICED'}", flush=True)
-            path.write_text(text)
+    sources = [Path(path).name for path in build.config.sources(build.ROOT)["cuda"]]
+    if problem := problem_of(build.library()):
+        print(f"without any fault: {problem}")
+        return 1
+    for path in sorted((build.ROOT / "csrc/cuda").iterdir()):
+        text = path.read_text()
+        # Of an engine's own header its source; everything else is in all of them.
+        own = tuple(s for s in sources if path.name.startswith(Path(s).stem))
+        for barrier in BARRIER.finditer(text) if part in path.name else []:
+            line = text[: barrier.start()].count("\n") + 1
+            start = text.rfind("\n", 0, barrier.start() - 100) + 1
+            old = text[start : barrier.end()]  # with what stands before it, so that it is the only one
+            with tempfile.TemporaryDirectory() as folder:
+                library = plant(Path(folder), path.name, old, old.removesuffix(barrier[0]) + ";", own)
+                caught = problem_of(library)
+            survivors += not caught
+            print(f"{path.name}:{line} without {barrier[0]:20} {caught or 'NOT NOTICED'}", flush=True)
     return int(survivors > 0)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--check"]:
-        found = differs(Path(sys.argv[2]))
+        found = differs(Path(sys.argv[2]), sys.argv[3])
         print(found)
         sys.exit(bool(found))
     sys.exit(main(sys.argv[1] if sys.argv[1:] else ""))
