@@ -40,7 +40,11 @@ FAULTS = {
         "places.h", "(left + 31) / 32", "left / 32", "columns.cu", "softmax odd columns"
     ),
     "no barrier before the shares of other warps": Fault(
-        "columns.h", "\n    __syncthreads();\n", "\n", "columns.cu", "softmax columns over warps"
+        "columns.h",
+        "    __syncthreads();\n    // Each position by one",
+        "    // Each position by one",
+        "columns.cu",
+        "softmax columns over warps",
     ),
     "rows taken before they have come": Fault(
         "rows_staged.h", "    wait_for_copies();\n    __syncthreads();\n", "", "rows.cu", "softmax rows in chunks"
