@@ -98,6 +98,8 @@ ENGINES = {
     "softmax strided, few classes": ("softmax_focal_loss", Shape((40, 4, 5))),
     "softmax rows in chunks": ("softmax_focal_loss", Shape((129, 19))),
     "softmax rows of vectors": ("softmax_focal_loss", Shape((61, 128))),
+    "softmax rows of a warp": ("softmax_focal_loss", Shape((33, 520))),
+    "softmax odd rows of a warp": ("softmax_focal_loss", Shape((33, 513))),
     "softmax rows of a block": ("softmax_focal_loss", Shape((33, 4099))),
     "softmax rows of a cluster": ("softmax_focal_loss", Shape((5, 70_001))),
     "softmax rows swept": ("softmax_focal_loss", Shape((3, 200_003))),

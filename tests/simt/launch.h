@@ -87,6 +87,7 @@ inline void run_cluster(uint64_t index) {
       Warp& warp = block.warps[w];
       warp.ready = warp.waiting = warp.done = 0;
       warp.fresh = ~0u;
+      warp.rank = static_cast<uint32_t>(m.random());
       warp.listed = false;
       m.release(warp, ~0u);
     }
@@ -153,6 +154,7 @@ inline void run(dim3 grid, dim3 block, size_t dynamic_shared, unsigned cluster) 
   // The same seed gives the same order to every launch, whatever ran before: a failing test fails alone, too.
   seed_now();
   m.random_state = m.seed;
+  m.unfair = m.seed % 2 == 0;
   for (auto& order : m.orders) {
     std::iota(order, order + kWarp, uint8_t{0});
     for (unsigned i = kWarp; i > 1; --i) std::swap(order[i - 1], order[m.random_below(i)]);

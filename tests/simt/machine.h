@@ -63,6 +63,7 @@ struct Warp {
   Block* block;
   Thread* threads;
   uint32_t ready, fresh, waiting, done;  // lanes: may run; have not begun; wait for lanes of their warp; have ended
+  uint32_t rank;                         // among the warps that may run, where the schedule is unfair
   bool listed;
 };
 
@@ -116,7 +117,9 @@ struct Machine {
   std::vector<std::unique_ptr<Arena>> arenas;
 
   // The schedule: warps in random order, and of the one that is on its lanes that could run when it came on.
+  // An unfair one always takes the same warp of those that may run, so that others fall far behind.
   uint64_t random_state = 0;
+  bool unfair = false;
   std::vector<Warp*> runnable;
   uint8_t orders[kOrders][kWarp] = {};
   const uint8_t* order = nullptr;
@@ -150,7 +153,9 @@ struct Machine {
   bool pick() {
     if (turn == 0) {
       if (runnable.empty()) return false;
-      std::swap(runnable[random_below(static_cast<unsigned>(runnable.size()))], runnable.back());
+      size_t next = random_below(static_cast<unsigned>(runnable.size()));
+      for (size_t i = 0; unfair && i < runnable.size(); ++i) next = runnable[i]->rank > runnable[next]->rank ? i : next;
+      std::swap(runnable[next], runnable.back());
       warp = runnable.back();
       runnable.pop_back();
       turn = warp->ready;

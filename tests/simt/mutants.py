@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from simt import build  # noqa: E402
 
-BARRIER = re.compile(r"(if \(\w+\) )?\b(__syncthreads|__syncwarp|cluster_sync|cluster_barrier)\([^()]*\);")
+BARRIER = re.compile(r"(if \(\w+\) )?(?<!::)\b(__syncthreads|__syncwarp|cluster_sync|cluster_barrier)\([^()]*\);")
 SEEDS = range(4)
 
 
@@ -58,7 +58,7 @@ def differs(library: Path, part: str) -> str:
         torch.manual_seed(0)
         targets = make_index(shape)
         logits = make_trained_logits(shape, targets)
-        kwargs = {"reduction": reduction}
+        kwargs = {"gradient": "inplace"} if reduction == "in place" else {"reduction": reduction}
         if reduction == "none":
             size = shape.size if op.startswith("sigmoid") else shape.positions
             kwargs["upstream"] = random_upstream(size, logits)
@@ -83,7 +83,7 @@ def differs(library: Path, part: str) -> str:
 
     for name, (op, shape) in ENGINES.items():
         positions = torch.Size(shape.positions).numel()
-        for reduction in ("mean", "none"):
+        for reduction in ("mean", "none", "in place"):
             for bad_place in (None, 0, 33 % positions, positions - 1) if part in name else ():
                 if found := problem(op, shape, reduction, bad_place):
                     return f"{name}, {reduction}: {found}"

@@ -113,7 +113,8 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   detail::run(grid, block, dynamic_shared, cluster);
 }
 
-// Of the order that blocks, warps and lanes run in. Without it FOCAL_SIMT_SEED decides.
+// Of the order that blocks, warps and lanes run in; an even one is unfair to some warps. Without it FOCAL_SIMT_SEED
+// decides.
 inline void set_seed(uint64_t seed) {
   const std::lock_guard<std::mutex> lock(detail::machine.mutex);
   detail::machine.seed = seed;
