@@ -328,7 +328,7 @@ def test_labels_in_views_are_named_by_their_index(op: str) -> None:
 def test_ignored_and_background_labels_are_no_mistake(op: str) -> None:
     t = torch.tensor([0, -7, 2, -7])
     assert getattr(focal_cuda, op)(X, t, ignore_index=-7) > 0
-    fails(IndexError, op, X, t, names=r"got targets\[1\] = -7")
+    fails(IndexError, op, X, t, names=r"got targets\[[13]\] = -7")  # of several a GPU names any
     # Without a background label of its own the softmax has C classes and nothing else.
     if op == SOFTMAX:
         fails(IndexError, op, X, torch.tensor([0, 3, 1, 2]), background_index=3, names=r"got targets\[1\] = 3")
