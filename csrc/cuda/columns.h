@@ -280,7 +280,6 @@ __global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads, 1
       tile = 0;
       a.outer.locate(++outer < a.runs ? outer : 0, offset);
     }
-    if (shared) __syncthreads();  // before the next tile's shares
   }
   leave_partial(found, Term::Math::kUnit, a.partials);
 }
