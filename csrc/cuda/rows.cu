@@ -94,7 +94,6 @@ constexpr StagedKernel kStaged[] = {
 
 bool cut_staged(const Task& task, StagedRows<float>& a, StagedKernel& kernel, Grid& grid) {
   const Positions positions = ordered(task);
-  const Dim& dim = positions.innermost();
   const int64_t classes = task.classes, bytes = storage_bytes(task.tensor[kLogits].dtype), vector = 16 / bytes;
   if (classes > kStagedClasses || !assign(task, positions, a.at)) return false;
   const bool whole = classes % vector == 0;
