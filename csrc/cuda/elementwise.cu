@@ -10,30 +10,6 @@
 namespace focal::cuda {
 namespace {
 
-template <class Real>
-Elements<Real> elements_of(const Task& task) {
-  Elements<Real> a;
-  a.logits = task.tensor[kLogits].data;
-  a.gradient = task.tensor[kGradient].data;
-  a.targets = task.tensor[kTargets].data;
-  a.loss = static_cast<Real*>(task.tensor[kLoss].data);
-  a.upstream_each = static_cast<const Real*>(task.tensor[kUpstream].data);
-  a.alpha = static_cast<const Real*>(task.alpha);
-  a.positive_weight = static_cast<Real>(task.positive_weight);
-  a.negative_weight = static_cast<Real>(task.negative_weight);
-  a.gamma = static_cast<Real>(task.gamma);
-  a.each = a.loss || a.upstream_each || a.alpha;
-  a.target_dtype = task.tensor[kTargets].dtype;
-  a.classes = static_cast<int32_t>(task.classes);
-  a.index = task.index;
-  // Where the label of negatives is also the one to be ignored, none is ordinary.
-  a.ordinary = task.index.background_index == task.index.ignore_index ? kAllValid : task.index.background_index;
-  a.dense_rule = task.dense_rule;
-  a.scaling = task.scaling;
-  a.partials = task.partials;
-  return a;
-}
-
 // Of a block: fewer would not pay for its beginning and end.
 constexpr int64_t kLeastSteps = 2;
 
@@ -202,7 +178,7 @@ cudaError_t run_as(const Task& task, cudaStream_t stream) {
   using Real = typename Math::Real;
   cudaError_t error = cudaErrorInvalidValue;
   choose<Real>(task, [&](auto& a, const Grid& grid) {
-    static_cast<Elements<Real>&>(a) = elements_of<Real>(task);
+    set_numbers<Real>(task, a);
     const auto with = [&](auto term) {
       using Term = decltype(term);
       error = a.gradient ? start<Term, Mode::kGradient, Storage>(a, grid, stream)

@@ -12,6 +12,7 @@
 // Must not know: which loss Term is, torch.
 #pragma once
 
+#include "cuda/arguments.h"
 #include "cuda/labels.h"
 #include "cuda/places.h"
 #include "cuda/reduce.h"
@@ -27,25 +28,23 @@ constexpr int kElementBlocks = sizeof(Storage) == 2 ? 3 : 4;
 template <class Storage>
 constexpr int kVectorOf = 16 / static_cast<int>(sizeof(Storage));
 
-// What the kernels need of a task, in the computing type.
 template <class Real>
-struct Elements {
-  const void* logits;
-  void* gradient;
-  const void* targets;
-  Real* loss;                 // unreduced, or null
-  const Real* upstream_each;  // of an unreduced loss, or null
-  const Real* alpha;          // [classes], or null
-  Real positive_weight, negative_weight, gamma;
-  bool each;  // whether elements differ in more than their targets: any of the three above
-  DType target_dtype;
-  int32_t classes;
-  IndexRule index;
+struct Elements : Arguments<Real> {
+  Real positive_weight, negative_weight;
   int64_t ordinary;  // the label that almost all have: a negative for every class
   DenseRule dense_rule;
-  Scaling scaling;
-  Partial* partials;
 };
+
+// A task's numbers in the computing type. Host.
+template <class Real>
+void set_numbers(const Task& task, Elements<Real>& a) {
+  set_arguments(task, a);
+  a.positive_weight = static_cast<Real>(task.positive_weight);
+  a.negative_weight = static_cast<Real>(task.negative_weight);
+  // Where the label of negatives is also the one to be ignored, none is ordinary.
+  a.ordinary = task.index.background_index == task.index.ignore_index ? kAllValid : task.index.background_index;
+  a.dense_rule = task.dense_rule;
+}
 
 // One vector of elements: element 0, the distance of its neighbours, and how many of them exist.
 template <class Storage>

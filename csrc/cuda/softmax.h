@@ -4,6 +4,7 @@
 // Must not know: which loss Term is, where logits lie, torch.
 #pragma once
 
+#include "cuda/arguments.h"
 #include "cuda/labels.h"
 #include "cuda/places.h"
 #include "cuda/reduce.h"
@@ -12,39 +13,15 @@
 namespace focal::cuda {
 
 template <class Real>
-struct Softmax {
-  const void* logits;
-  void* gradient;
-  const void* targets;
-  Real* loss;                 // unreduced, or null
-  const Real* upstream_each;  // of an unreduced loss, or null
-  const Real* alpha;          // [classes], or null
-  bool each;                  // whether positions differ in more than their targets: any of the three above
-  Real weight, gamma;         // weight: without alpha
-  DType target_dtype;
-  int32_t classes;
-  IndexRule index;
-  Scaling scaling;
-  Partial* partials;
+struct Softmax : Arguments<Real> {
+  Real weight;  // without alpha
 };
 
 // A task's numbers in the computing type. Host.
 template <class Real>
 void set_numbers(const Task& task, Softmax<Real>& a) {
-  a.logits = task.tensor[kLogits].data;
-  a.gradient = task.tensor[kGradient].data;
-  a.targets = task.tensor[kTargets].data;
-  a.loss = static_cast<Real*>(task.tensor[kLoss].data);
-  a.upstream_each = static_cast<const Real*>(task.tensor[kUpstream].data);
-  a.alpha = static_cast<const Real*>(task.alpha);
-  a.each = a.loss || a.upstream_each || a.alpha;
+  set_arguments(task, a);
   a.weight = static_cast<Real>(task.positive_weight);
-  a.gamma = static_cast<Real>(task.gamma);
-  a.target_dtype = task.tensor[kTargets].dtype;
-  a.classes = static_cast<int32_t>(task.classes);
-  a.index = task.index;
-  a.scaling = task.scaling;
-  a.partials = task.partials;
 }
 
 // A position's label: its class, or a negative number where the position takes no part.
