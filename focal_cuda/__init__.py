@@ -5,12 +5,14 @@ from ._ops import build_info, is_available
 from ._version import __version__
 from .functional import sigmoid_focal_loss, softmax_focal_loss
 from .modules import SigmoidFocalLoss, SoftmaxFocalLoss
+from .weighting import class_weights
 
 __all__ = [
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
     "__version__",
     "build_info",
+    "class_weights",
     "is_available",
     "reference",
     "sigmoid_focal_loss",
