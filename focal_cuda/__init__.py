@@ -6,9 +6,11 @@ from ._version import __version__
 from .detection import RetinaNetLoss, init_prior_bias_
 from .functional import sigmoid_focal_loss, softmax_focal_loss
 from .modules import SigmoidFocalLoss, SoftmaxFocalLoss
+from .schedules import GammaSchedule
 from .weighting import class_weights
 
 __all__ = [
+    "GammaSchedule",
     "RetinaNetLoss",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
