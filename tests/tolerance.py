@@ -35,6 +35,9 @@ PRECISIONS = {
 # relative to the larger of |log x| and |x - 1|. exp's grows with its argument x, more without fused multiply-add.
 EXP, EXP_PER_UNIT, EXP_PER_UNIT_UNFUSED, LOG1P, LOG = 2e-7, 2e-8, 7e-8, 4e-7, 1.2e-7
 
+# The oracle itself, in float64, against the formulas in 50 digits or written in another way.
+ORACLE, ORACLE_GRAD = 1e-11, 1e-10
+
 
 def precision(dtype: torch.dtype) -> Precision:
     """The bounds for logits of this type; half types are computed in float32."""

@@ -51,19 +51,19 @@ def focal_of_target(x: Tensor, t: Tensor, gamma: Number) -> Tensor:
 
 
 def distance_power(x: Tensor, t: Tensor, exponent: float) -> Tensor:
-    """|t - p|**exponent, 0 with slope 0 at t = p."""
-    x = x.clamp(-_FAR, _FAR)
-    # Of the complements where these are small.
-    d = torch.where(t < 0.5, torch.sigmoid(x) - t, (1 - t) - torch.sigmoid(-x))
+    """|t - p|**exponent for 0 < t < 1, 0 with slope 0 at t = p; elsewhere a constant."""
+    soft = is_soft(t)
+    x, t = torch.where(soft, x, 0.0).clamp(-_FAR, _FAR), torch.where(soft, t, 0.25)
+    d = _excess(x, t)
     apart = torch.where(d == 0, 1.0, d.abs()) ** exponent
     return torch.where(d == 0, 0.0**exponent, apart)
 
 
 def shifted_focal(x: Tensor, gamma: Number, margin: float) -> Tensor:
     """p_m**gamma * -log(1 - p_m) with p_m = max(p - margin, 0), for a margin > 0."""
-    p = torch.sigmoid(x)
-    above = p > margin
-    p_m = torch.where(above, p - margin, 0.5)
+    excess = _excess(x, margin)
+    above = excess > 0
+    p_m = torch.where(above, excess, 0.5)
     small = p_m < 0.5
     # 1 - p_m is 1 - p and the margin: nothing cancels.
     of_large = _log_add(logsigmoid(-x), torch.full_like(x, math.log(margin)))
@@ -112,6 +112,11 @@ def margin_of_each(x: Tensor, class_dim: int) -> Tensor:
     # Others of a class that is not the largest include the largest, so half of the sum at least: nothing cancels.
     others = torch.where(is_largest, 1.0, e.sum(class_dim, keepdim=True) - e)
     return x - torch.where(is_largest, _logsumexp_without(is_largest, x, class_dim), torch.log(others))
+
+
+def _excess(x: Tensor, t: Number) -> Tensor:
+    """p - t. By 1 - p where p is large, since the slope of a sigmoid near 1 has lost its digits."""
+    return torch.where(x < 0, torch.sigmoid(x) - t, (1 - t) - torch.sigmoid(-x))
 
 
 def _near_zero(x: Tensor, class_dim: int) -> Tensor:
