@@ -9,7 +9,7 @@
 
 namespace focal {
 
-enum Operand : int { kLogits, kGradient, kTargets, kLoss, kUpstream, kOperands };
+enum Operand : int { kLogits, kGradient, kTargets, kLoss, kUpstream, kSampleWeight, kScores, kOperands };
 
 constexpr int kMaxRank = 64;  // torch's own limit
 

@@ -28,9 +28,12 @@ struct IndexRule {
   FOCAL_INLINE bool positive(int64_t label) const { return label != ignore_index && label != background_index; }
 };
 
-// Dense sigmoid targets: a value in [0, 1], or the ignore_index.
+// Dense targets: a value in [0, largest], or 0 or 1 alone (binary), or the ignore_index.
 struct DenseRule {
   double ignore_value;
+  double largest;
+  double least_positive;  // what counts as a positive, from here on
+  bool binary;
 
   template <class Real>
   FOCAL_INLINE bool counted(Real target) const {
@@ -38,11 +41,12 @@ struct DenseRule {
   }
   template <class Real>
   FOCAL_INLINE bool valid(Real target) const {
-    return !counted(target) || (target >= Real(0) && target <= Real(1));
+    const bool in_range = target >= Real(0) && target <= static_cast<Real>(largest);
+    return !counted(target) || (binary ? target == Real(0) || target == Real(1) : in_range);
   }
   template <class Real>
   FOCAL_INLINE bool positive(Real target) const {
-    return counted(target) && target > Real(0);
+    return counted(target) && target >= static_cast<Real>(least_positive);
   }
 };
 

@@ -129,18 +129,198 @@ def check_companion(op: str, name: str, logits: Tensor, tensor: Tensor) -> None:
         )
 
 
-def check_alpha_vector(op: str, logits: Tensor, alpha: Tensor, class_dim: int) -> Tensor:
+def computing_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def check_floating(op: str, name: str, logits: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor in the computing dtype."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{op}: expected {name} of a floating dtype, got {tensor.dtype}; convert it: {name}.float().")
+    check_companion(op, name, logits, tensor)
+    return tensor.to(computing_dtype(logits))
+
+
+def check_class_vector(op: str, name: str, logits: Tensor, vector: Tensor, class_dim: int) -> Tensor:
     classes = logits.shape[class_dim]
-    if alpha.shape != (classes,):
+    if vector.shape != (classes,):
         raise ValueError(
-            f"{op}: expected alpha of shape [{classes}] (one number per class of dim {class_dim}), "
-            f"got {list(alpha.shape)}; pass one entry per class, or a number."
+            f"{op}: expected {name} of shape [{classes}] (one number per class of dim {class_dim}), "
+            f"got {list(vector.shape)}; pass one entry per class, or a number."
         )
-    if not alpha.is_floating_point():
-        raise TypeError(f"{op}: expected alpha of a floating dtype, got {alpha.dtype}; convert it: alpha.float().")
-    check_companion(op, "alpha", logits, alpha)
-    computing = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return alpha.to(computing).contiguous()
+    return check_floating(op, name, logits, vector).contiguous()
+
+
+def check_gamma_tensor(op: str, logits: Tensor, gamma: Tensor, class_dim: int, loss: str) -> Tensor:
+    """A tensor of one number, or of one for each class where the loss has them."""
+    if gamma.dim() == 0:
+        return check_floating(op, "gamma", logits, gamma)
+    if loss != "focal":
+        raise ValueError(
+            f"{op}: expected gamma to be one number with the other options given, got a tensor of shape "
+            f"{list(gamma.shape)}; pass a number or a 0-d tensor."
+        )
+    return check_class_vector(op, "gamma", logits, gamma, class_dim)
+
+
+def check_optional_class_dim(op: str, logits: Tensor, class_dim: int, *by_class: object) -> int:
+    """class_dim of dense targets, which need none unless something has a number for each class."""
+    if any(isinstance(value, Tensor) and value.dim() > 0 for value in by_class):
+        return check_class_dim(op, logits, class_dim)
+    return class_dim
+
+
+def sigmoid_weights(
+    op: str, logits: Tensor, alpha: float | Tensor | None, pos_weight: float | Tensor | None, class_dim: int
+) -> tuple[tuple[float, float], Tensor | None]:
+    """Of positives and negatives: two numbers, and [2, C] where classes have their own."""
+    weights = (1.0, 1.0)
+    if alpha is not None and not isinstance(alpha, Tensor):
+        weight = check_number(op, "alpha", alpha, 0.0, 1.0, "pass None for no weighting")
+        weights = (weight, 1.0 - weight)
+    if pos_weight is not None and not isinstance(pos_weight, Tensor):
+        factor = check_number(op, "pos_weight", pos_weight, 0.0, math.inf, "pass None for no weighting")
+        weights = (weights[0] * factor, weights[1])
+    if not (isinstance(alpha, Tensor) or isinstance(pos_weight, Tensor)):
+        return weights, None
+    if isinstance(alpha, Tensor):
+        alpha = check_class_vector(op, "alpha", logits, alpha, class_dim)
+        positive, negative = alpha * weights[0] if weights[0] != 1.0 else alpha, 1.0 - alpha
+    else:
+        positive = logits.new_full((logits.shape[class_dim],), weights[0], dtype=computing_dtype(logits))
+        negative = torch.full_like(positive, weights[1])
+    if isinstance(pos_weight, Tensor):
+        positive = positive * check_class_vector(op, "pos_weight", logits, pos_weight, class_dim)
+    return (1.0, 1.0), torch.stack((positive, negative))
+
+
+def softmax_weights(
+    op: str, logits: Tensor, alpha: float | Tensor | None, class_dim: int
+) -> tuple[float, Tensor | None]:
+    """Of every class: a number, and [C] where classes have their own."""
+    if isinstance(alpha, Tensor):
+        return 1.0, check_class_vector(op, "alpha", logits, alpha, class_dim)
+    if alpha is None:
+        return 1.0, None
+    return check_number(op, "alpha", alpha, 0.0, math.inf, "pass None for no weighting"), None
+
+
+def _like_loss(op: str, name: str, family: str, logits: Tensor, tensor: Tensor, class_dim: int) -> Tensor:
+    """The tensor expanded to the unreduced loss: logits' shape (sigmoid) or that without the classes (softmax)."""
+    rank, given = logits.dim(), list(tensor.shape)
+    positions = list(logits.shape)
+    with_class = -rank <= class_dim < rank
+    if with_class:
+        del positions[class_dim]
+    if family == SIGMOID and with_class and tensor.dim() == rank - 1:
+        tensor = tensor.unsqueeze(class_dim)
+    shape = logits.shape if family == SIGMOID else torch.Size(positions)
+    if tensor.dim() != len(shape) or any(n not in (1, m) for n, m in zip(tensor.shape, shape, strict=True)):
+        forms = f"{positions} or {list(shape)}" if family == SIGMOID and with_class else f"{list(shape)}"
+        raise ValueError(
+            f"{op}: expected {name} of shape {forms}, 1 allowed in place of any size, got {given} with logits "
+            f"{list(logits.shape)}; reshape it."
+        )
+    return tensor.expand(shape)
+
+
+def check_sample_weight(op: str, family: str, logits: Tensor, sample_weight: object, class_dim: int) -> Tensor:
+    if not isinstance(sample_weight, Tensor):
+        raise TypeError(
+            f"{op}: expected sample_weight to be a tensor, got {type(sample_weight).__name__}; "
+            "for one factor scale the loss."
+        )
+    weight = check_floating(op, "sample_weight", logits, sample_weight)
+    return _like_loss(op, "sample_weight", family, logits, weight, class_dim)
+
+
+def masked_targets(
+    op: str, family: str, logits: Tensor, targets: Tensor, mask: object, class_dim: int, ignore_index: int
+) -> Tensor:
+    """The targets with ignore_index where the mask is False."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{op}: expected mask to be a bool tensor, got {got}; compare: mask != 0.")
+    check_companion(op, "mask", logits, mask)
+    dense = targets.dim() == logits.dim()
+    mask = _like_loss(op, "mask", family if dense else SOFTMAX, logits, mask, class_dim)
+    if dense and family == SOFTMAX:
+        mask = mask.unsqueeze(class_dim)
+    if not _holds(targets.dtype, ignore_index):
+        wider = torch.float32 if targets.is_floating_point() else torch.int16
+        targets = targets.to(wider if _holds(wider, ignore_index) else torch.int64)
+    return torch.where(mask, targets, ignore_index)
+
+
+def _holds(dtype: torch.dtype, value: int) -> bool:
+    return dtype != torch.bool and torch.tensor(value).to(dtype).item() == value
+
+
+def check_smoothing(op: str, name: str, value: object) -> float:
+    s = check_number(op, name, value, 0.0, 1.0, "0 is none")
+    if s == 1.0:
+        raise ValueError(f"{op}: expected {name} in [0, 1), got {value}: nothing of the targets is left; 0 is none.")
+    return s
+
+
+def check_combination(op: str, soft: object, probability_smoothing: object, from_probabilities: bool) -> None:
+    if probability_smoothing and (soft or from_probabilities):
+        other = "from_probabilities" if from_probabilities else "label_smoothing or soft targets"
+        raise ValueError(
+            f"{op}: expected probability_smoothing with hard targets and logits, got it with {other}; "
+            "drop one: without it gradients are finite as well."
+        )
+
+
+def check_ohem(op: str, keep_ratio: object, threshold: object, reduction: str, normalizer: object) -> None:
+    if keep_ratio is not None:
+        ratio = check_number(op, "ohem_keep_ratio", keep_ratio, 0.0, 1.0, "the share of losses to keep")
+        if ratio == 0.0:
+            raise ValueError(f"{op}: expected ohem_keep_ratio in (0, 1], got {keep_ratio}; None keeps all.")
+    if threshold is not None:
+        check_number(op, "ohem_threshold", threshold, 0.0, math.inf, "the loss from which an element is hard")
+    if reduction != "mean" or normalizer is not None:
+        raise ValueError(
+            f'{op}: expected reduction="mean" and no normalizer with OHEM, which is the mean of what it keeps, got '
+            f"reduction={reduction!r}, normalizer={normalizer!r}; drop them."
+        )
+
+
+def check_positives(op: str, background_index: int | None, dense: bool) -> None:
+    """normalizer="positives" of softmax."""
+    if dense:
+        raise ValueError(
+            f'{op}: expected class index targets with normalizer="positives", got soft ones, which have no class; '
+            "pass the number of positives as a tensor."
+        )
+    if background_index is None:
+        raise ValueError(
+            f'{op}: expected background_index with normalizer="positives", got None; name the class that is '
+            "no positive."
+        )
+
+
+def check_scores(op: str, logits: Tensor, targets: Tensor, scores: object) -> Tensor | None:
+    """Scores of class index targets; on the CPU their values, too."""
+    if scores is None:
+        return None
+    if not isinstance(scores, Tensor) or scores.shape != targets.shape or targets.dim() == logits.dim():
+        got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(
+            f"{op}: expected scores of the class index targets' shape {list(targets.shape)}, got {got}; pass one score "
+            "per target, or dense targets and no scores."
+        )
+    scores = check_floating(op, "scores", logits, scores)
+    if scores.is_cpu and not torch.compiler.is_compiling():
+        _check_in_unit_range(op, "scores", scores)
+    return scores
+
+
+def _check_in_unit_range(op: str, name: str, values: Tensor) -> None:
+    bad = ~((values >= 0) & (values <= 1))
+    if bool(bad.any()):
+        at = bad.nonzero()[0].tolist()
+        raise ValueError(f"{op}: expected {name} in [0, 1], got {name}{at} = {values[tuple(at)].item():g}; clamp them.")
 
 
 def check_normalizer(
@@ -209,34 +389,59 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return False
 
 
-def check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, background_index) -> None:
+def check_values(op, family, logits, targets, vector, divisor, class_dim, ignore_index, background_index) -> None:
     """The checks that read values, and so wait for the device."""
     if vector is not None:
-        bad = (vector < 0) | (vector > 1) | vector.isnan() if op == SIGMOID else ~(vector >= 0)
+        negative = vector < 0 if family == SOFTMAX or vector.dim() == 1 else (vector < 0).any(0)
+        bad = negative | (vector if vector.dim() == 1 else vector.sum(0)).isnan()
         if bool(bad.any()):
             at = int(bad.nonzero()[0])
-            bounds = "in [0, 1]" if op == SIGMOID else ">= 0"
-            raise ValueError(
-                f"{op}: expected alpha {bounds}, got alpha[{at}] = {vector[at].item():g}; correct the weights."
-            )
+            value, bounds = (vector[at], ">= 0") if vector.dim() == 1 else (vector[0, at], "in [0, 1]")
+            raise ValueError(f"{op}: expected alpha {bounds}, got alpha[{at}] = {value.item():g}; correct the weights.")
     if divisor is not None and not bool(divisor >= 0):
         raise ValueError(f"{op}: expected normalizer >= 0, got {divisor.item():g}; clamp a count to at least 1.")
-    if targets.shape == logits.shape:
+    if targets.dim() != logits.dim():
+        return check_labels(op, family, logits, targets, class_dim, ignore_index, background_index)
+    if family == SIGMOID:
         bad = ~((targets == ignore_index) | ((targets >= 0) & (targets <= 1)))
-        error, allowed = ValueError, f"dense targets in [0, 1] or equal to ignore_index ({ignore_index})"
+        allowed = "in [0, 1]"
     else:
-        classes = logits.shape[class_dim]
-        labels = targets.long()
-        bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
-        allowed = f"class labels in [0, {classes})"
-        if op == SIGMOID:
-            background = classes if background_index is None else background_index
-            bad &= labels != background
-            allowed += f", background_index ({background})"
-        error, allowed = IndexError, f"{allowed} or ignore_index ({ignore_index})"
+        bad = ~((targets.select(class_dim, 0).unsqueeze(class_dim) == ignore_index) | (targets >= 0))
+        allowed = ">= 0"
+    _raise_bad_targets(op, ValueError, bad, targets, f"dense targets {allowed} or equal to", ignore_index)
+
+
+def check_labels(op, family, logits, targets, class_dim, ignore_index, background_index) -> None:
+    classes = logits.shape[class_dim]
+    labels = targets.long()
+    bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+    allowed = f"class labels in [0, {classes})"
+    if family == SIGMOID:
+        background = classes if background_index is None else background_index
+        bad &= labels != background
+        allowed += f", background_index ({background})"
+    _raise_bad_targets(op, IndexError, bad, targets, f"{allowed} or", ignore_index)
+
+
+def _raise_bad_targets(
+    op: str, error: type[Exception], bad: Tensor, targets: Tensor, allowed: str, ignore_index: int
+) -> None:
     if bool(bad.any()):
         at = bad.nonzero()[0].tolist()
         raise error(
-            f"{op}: expected {allowed}, got targets{at} = {targets[tuple(at)].item()}; "
-            "fix the labels or set ignore_index."
+            f"{op}: expected {allowed} ignore_index ({ignore_index}), got targets{at} = "
+            f"{targets[tuple(at)].item()}; fix the labels or set ignore_index."
         )
+
+
+def check_values_of_parts(op: str, gammas: Tensor | None, sample_weight: Tensor | None, scores: Tensor | None) -> None:
+    if scores is not None:
+        _check_in_unit_range(op, "scores", scores)
+    for name, values in (("gamma", gammas), ("sample_weight", sample_weight)):
+        bad = None if values is None else ~(values >= 0) if name == "gamma" else values.isnan()
+        if bad is not None and bool(bad.any()):
+            at = bad.nonzero()[0].tolist()
+            bounds = ">= 0" if name == "gamma" else "without NaN"
+            raise ValueError(
+                f"{op}: expected {name} {bounds}, got {name}{at or ''} = {values[tuple(at)].item():g}; correct it."
+            )

@@ -55,12 +55,11 @@ def build_info() -> dict[str, object]:
 
 
 class Family(NamedTuple):
-    """The operators of one loss and the composite that double backward and torch.func go through."""
+    """The operators of one activation."""
 
     forward: torch._ops.OpOverload
     inplace: torch._ops.OpOverload
     backward: torch._ops.OpOverload
-    composite: object
 
 
 FAMILIES = {
@@ -68,7 +67,6 @@ FAMILIES = {
         getattr(torch.ops.focal_cuda, name).default,
         getattr(torch.ops.focal_cuda, f"{name}_inplace").default,
         getattr(torch.ops.focal_cuda, f"{name}_backward").default,
-        getattr(reference, name),
     )
     for name in ("sigmoid_focal_loss", "softmax_focal_loss")
 }
@@ -82,12 +80,30 @@ DEVICES = {"cpu", "meta"} | {
 }
 
 
+class Parts(NamedTuple):
+    """The tensors of a call besides logits and targets, in the order of the operators' schemas; None where absent."""
+
+    weights: Tensor | None = None
+    gamma: Tensor | None = None
+    sample_weight: Tensor | None = None
+    scores: Tensor | None = None
+
+
+NO_PARTS = Parts()
+
+
 class Numbers(NamedTuple):
     """The plain numbers of a call, in the order of the operators' schemas."""
 
     positive_weight: float
     negative_weight: float
     gamma: float
+    smoothing: float
+    loss: int
+    first: float
+    second: float
+    third: float
+    fourth: float
     class_dim: int
     ignore_index: int
     background_index: int
@@ -97,45 +113,37 @@ class Numbers(NamedTuple):
 class Call(NamedTuple):
     """What a call consists of besides its tensors."""
 
-    name: str
+    name: str  # of the public function
+    family: str  # of the operators
+    oracle: str  # the same loss in reference.py
     policy: str  # "forward", "backward" or "inplace"
     scale: float
     numbers: Numbers
-    composite: tuple  # alpha, gamma, reduction, class_dim, ignore_index, background_index, normalizer of the caller
+    options: dict  # the caller's arguments of the composite
 
     def composite_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The same loss out of torch operations, differentiable any number of times."""
-        alpha, gamma, reduction, class_dim, ignore_index, background_index, normalizer = self.composite
         with torch.autocast(logits.device.type, enabled=False):
-            return FAMILIES[self.name].composite(
-                logits,
-                targets,
-                alpha,
-                gamma,
-                reduction,
-                class_dim=class_dim,
-                ignore_index=ignore_index,
-                background_index=background_index,
-                normalizer=normalizer,
-                dtype=None,
-            )
+            return getattr(reference, self.oracle)(logits, targets, **self.options, dtype=None)
 
 
-def _fake_outputs(name: str, logits: Tensor, targets: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+def _fake_outputs(family: str, logits: Tensor, targets: Tensor, dim: int, reduction: int) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     shape: tuple = ()
     if reduction == REDUCTIONS["none"]:
-        shape = logits.shape if name.startswith("sigmoid") else targets.shape
+        shape = logits.shape if family.startswith("sigmoid") else logits.shape[:dim] + logits.shape[dim + 1 :]
     return logits.new_empty(shape, dtype=dtype), logits.new_empty((), dtype=torch.float64)
 
 
 def _register_fakes(name: str) -> None:
-    def forward(logits, targets, alpha, normalizer, scale, pw, nw, gamma, dim, ignore, background, reduction, grad):
-        outputs = _fake_outputs(name, logits, targets, reduction)
-        return (*outputs, torch.empty_like(logits) if grad else logits.new_empty((0,)))
+    def forward(logits, targets, weights, gamma, sample, scores, normalizer, scale, *numbers_and_gradient):
+        *numbers, gradient = numbers_and_gradient
+        outputs = inplace(logits, targets, weights, gamma, sample, scores, normalizer, scale, *numbers)
+        return (*outputs, torch.empty_like(logits) if gradient else logits.new_empty((0,)))
 
-    def inplace(logits, targets, alpha, normalizer, scale, pw, nw, gamma, dim, ignore, background, reduction):
-        return _fake_outputs(name, logits, targets, reduction)
+    def inplace(logits, targets, weights, gamma, sample, scores, normalizer, scale, *numbers):
+        told = Numbers(*numbers)
+        return _fake_outputs(name, logits, targets, told.class_dim, told.reduction)
 
     def backward(*_arguments) -> None:
         return None
@@ -165,17 +173,18 @@ def _second_order(call: Call, grad_loss: Tensor, logits: Tensor, targets: Tensor
         return torch.autograd.grad(loss, logits, grad_loss, create_graph=True)[0]
 
 
-def _batched(
-    call: Call, grad_loss: Tensor, logits: Tensor, targets: Tensor, alpha: Tensor | None, applied: Tensor
-) -> Tensor:
+def _batched(call: Call, grad_loss: Tensor, logits: Tensor, targets: Tensor, applied: Tensor, *parts: Tensor) -> Tensor:
     """The gradient for upstream gradients under vmap (is_grads_batched): it is linear in them."""
     computing = torch.float64 if logits.dtype == torch.float64 else torch.float32
     total = call.numbers._replace(reduction=REDUCTIONS["sum"])
-    logits_, family = logits.detach().to(computing), FAMILIES[call.name]
-    unit = family.forward(logits_, targets, alpha, None, 1.0, *total, True)[2]
+    logits_, family = logits.detach().to(computing), FAMILIES[call.family]
+    unit = family.forward(logits_, targets, *parts, None, 1.0, *total, True)[2]
     if grad_loss.dim() == logits.dim() - 1 and call.numbers.reduction == REDUCTIONS["none"]:
         grad_loss = grad_loss.unsqueeze(call.numbers.class_dim)
     return (unit * (applied * grad_loss)).to(logits.dtype)
+
+
+_NO_GRADIENTS = (None,) * 7  # targets, the parts, normalizer, call
 
 
 class FocalFunction(torch.autograd.Function):
@@ -190,22 +199,23 @@ class FocalFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, targets, alpha, normalizer, call):
-        family = FAMILIES[call.name]
+    def forward(ctx, logits, targets, weights, gamma, sample_weight, scores, normalizer, call):
+        family = FAMILIES[call.family]
+        parts = (weights, gamma, sample_weight, scores)
         ctx.call = call
         ctx.gradient = None
         if call.policy == "inplace":
-            loss, applied = family.inplace(logits, targets, alpha, normalizer, call.scale, *call.numbers)
+            loss, applied = family.inplace(logits, targets, *parts, normalizer, call.scale, *call.numbers)
             increment_version(logits)
             ctx.spent = False
         else:
             made = call.policy == "forward"
             loss, applied, gradient = family.forward(
-                logits, targets, alpha, normalizer, call.scale, *call.numbers, made
+                logits, targets, *parts, normalizer, call.scale, *call.numbers, made
             )
             if made:
                 ctx.gradient = gradient
-        ctx.save_for_backward(logits, targets, alpha, applied)
+        ctx.save_for_backward(logits, targets, applied, *parts)
         return loss
 
     @staticmethod
@@ -218,14 +228,14 @@ class FocalFunction(torch.autograd.Function):
                 'there is only one copy of the gradient; use gradient="auto", where retain_graph works.'
             )
         if batched:
-            return _batched(call, grad_loss, *ctx.saved_tensors), None, None, None, None
+            return _batched(call, grad_loss, *ctx.saved_tensors), *_NO_GRADIENTS
         gradient = ctx.gradient
         ctx.gradient = None
         filled = gradient is not None
         create_graph = torch.is_grad_enabled()
         if filled and not create_graph and grad_loss.is_cpu and grad_loss.item() == 1.0:
-            return gradient, None, None, None, None  # as the operator would, 5 us sooner
-        logits, targets, alpha, applied = ctx.saved_tensors
+            return gradient, *_NO_GRADIENTS  # as the operator would, 5 us sooner
+        logits, targets, applied, *parts = ctx.saved_tensors
         if create_graph:
             gradient = _second_order(call, grad_loss, logits, targets)
         elif call.policy == "inplace":
@@ -238,8 +248,9 @@ class FocalFunction(torch.autograd.Function):
         else:
             if not filled:
                 gradient = torch.empty_like(logits)
-            FAMILIES[call.name].backward(grad_loss, logits, targets, alpha, applied, *call.numbers, filled, gradient)
-        return gradient, None, None, None, None
+            family = FAMILIES[call.family]
+            family.backward(grad_loss, logits, targets, *parts, applied, *call.numbers, filled, gradient)
+        return gradient, *_NO_GRADIENTS
 
 
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -249,14 +260,14 @@ _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda ten
 _apply = super(torch.autograd.Function, FocalFunction).apply
 
 
-def focal_loss(logits: Tensor, targets: Tensor, alpha: Tensor | None, normalizer: Tensor | None, call: Call) -> Tensor:
+def focal_loss(logits: Tensor, targets: Tensor, parts: Parts, normalizer: Tensor | None, call: Call) -> Tensor:
     """The loss by the cheapest route that gives the gradients asked for."""
     if _functorch_active():
         return call.composite_loss(logits, targets)
     if not (logits.requires_grad and torch.is_grad_enabled()):
-        forward = FAMILIES[call.name].forward
-        return forward(logits, targets, alpha, normalizer, call.scale, *call.numbers, False)[0]
+        forward = FAMILIES[call.family].forward
+        return forward(logits, targets, *parts, normalizer, call.scale, *call.numbers, False)[0]
     if torch.compiler.is_compiling():
         # A graph cannot hand memory from forward to backward for good: recomputing moves less than a scaled copy.
-        return FocalFunction.apply(logits, targets, alpha, normalizer, call._replace(policy="backward"))
-    return _apply(logits, targets, alpha, normalizer, call)
+        return FocalFunction.apply(logits, targets, *parts, normalizer, call._replace(policy="backward"))
+    return _apply(logits, targets, *parts, normalizer, call)

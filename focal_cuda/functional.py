@@ -1,32 +1,35 @@
-"""The public functions: they check their arguments, say what is wrong in one sentence, and call the operators."""
+"""The public functions of the two focal losses: they check their arguments, say what is wrong in one sentence, and call
+the operators.
+"""
 
 from __future__ import annotations
 
-import math
-import os
-
-import torch
 from torch import Tensor
 
-from . import _arguments, _ops
+from . import _arguments, _calls, _ohem, _probabilities
 from ._arguments import SIGMOID, SOFTMAX
 
 __all__ = ["sigmoid_focal_loss", "softmax_focal_loss"]
-
-_GRADIENTS = ("auto", "forward", "backward", "inplace")
-_VALIDATE = os.environ.get("FOCAL_CUDA_VALIDATE", "0") not in ("", "0")
 
 
 def sigmoid_focal_loss(
     logits: Tensor,
     targets: Tensor,
     alpha: float | Tensor | None = 0.25,
-    gamma: float = 2.0,
+    gamma: float | Tensor = 2.0,
     reduction: str = "mean",
     *,
     class_dim: int = 1,
     ignore_index: int = -100,
     background_index: int | None = None,
+    sample_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    pos_weight: float | Tensor | None = None,
+    label_smoothing: float = 0.0,
+    probability_smoothing: float = 0.0,
+    from_probabilities: bool = False,
+    ohem_keep_ratio: float | None = None,
+    ohem_threshold: float | None = None,
     normalizer: float | Tensor | str | None = None,
     gradient: str = "auto",
     validate: bool | None = None,
@@ -44,12 +47,26 @@ def sigmoid_focal_loss(
             in [0, 1] of any dtype (strictly between: soft, by the formula above).
         alpha: None (no weights), a number in [0, 1] (``alpha`` for positives, ``1 - alpha`` for negatives), or a
             tensor ``[C]`` of them.
-        gamma: >= 0; 0 is binary cross entropy.
+        gamma: >= 0; 0 is binary cross entropy. A number, a 0-d tensor on the logits' device (read there: it may change
+            without recompiling or capturing a graph again), or a tensor ``[C]``, one for each class.
         reduction: ``"none"`` (the logits' shape), ``"mean"`` over the elements that are not ignored, or ``"sum"``.
         class_dim: the dimension of the classes; as F.cross_entropy by default.
         ignore_index: rows with this label, or dense elements with this value, give 0 and get a gradient of exactly 0,
             whatever their logits.
         background_index: the label that is negative for every class; C by default.
+        sample_weight: floating, multiplies the unreduced loss: of the index targets' shape (one for each row), or
+            anything that broadcasts to the logits with as many dimensions; not copied. Where it is exactly 0, loss and
+            gradient are 0 whatever the logits. A mean still divides by the number of counted elements.
+        mask: bool, shaped as sample_weight; False is ignored as by ignore_index.
+        pos_weight: a number >= 0 or a tensor ``[C]``: multiplies alpha of positives.
+        label_smoothing: s in [0, 1): targets become ``t (1 - s) + s / 2`` for everything but normalizer="positives".
+        probability_smoothing: s in [0, 1): the modulating factor is ``(1 - (p_t (1 - s) + s / 2))^gamma``, which never
+            vanishes; for parity with codes that need it, hard targets only. Gradients are finite without it.
+        from_probabilities: the logits are probabilities, and so is what the gradient is by. -log p is at most 100 and
+            1 / p at most 1e12, as in F.binary_cross_entropy.
+        ohem_keep_ratio: r in (0, 1]: the mean of the ``max(1, int(n r))`` largest of the n counted losses, gradients
+            through those alone; of equal losses the first. Only with reduction="mean" and without a normalizer.
+        ohem_threshold: v >= 0: the mean of the losses > v; with ohem_keep_ratio, of the larger of the two sets.
         normalizer: divides a ``"sum"``: a number > 0, a one-element tensor on the logits' device (read there; 0 gives
             a loss of 0), or ``"positives"``: the number of positive rows (dense: of targets > 0), at least 1.
         gradient: ``"auto"``: made together with the loss for a scalar reduction (``"forward"``), except for float16,
@@ -81,34 +98,65 @@ def sigmoid_focal_loss(
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
     _arguments.check_tensors(SIGMOID, logits, targets)
-    if targets.shape != logits.shape:
+    dense = targets.shape == logits.shape
+    if not dense:
         class_dim = _arguments.check_index_targets(SIGMOID, logits, targets, class_dim)
     else:
         _arguments.check_dense_targets(SIGMOID, targets, ignore_index)
-        if isinstance(alpha, Tensor):
-            class_dim = _arguments.check_class_dim(SIGMOID, logits, class_dim)
-    weights, vector = (1.0, 1.0), None
-    if isinstance(alpha, Tensor):
-        vector = _arguments.check_alpha_vector(SIGMOID, logits, alpha, class_dim)
-    elif alpha is not None:
-        weight = _arguments.check_number(SIGMOID, "alpha", alpha, 0.0, 1.0, "pass None for no weighting")
-        weights = (weight, 1.0 - weight)
-    return _focal_loss(
-        SIGMOID, logits, targets, alpha, vector, weights, gamma, reduction, class_dim, ignore_index,
-        background_index, normalizer, gradient, validate,
+        if isinstance(alpha, Tensor) or isinstance(gamma, Tensor) or isinstance(pos_weight, Tensor):
+            class_dim = _arguments.check_optional_class_dim(SIGMOID, logits, class_dim, alpha, gamma, pos_weight)
+    if mask is not None:
+        targets = _arguments.masked_targets(SIGMOID, SIGMOID, logits, targets, mask, class_dim, ignore_index)
+    weights, vector = _arguments.sigmoid_weights(SIGMOID, logits, alpha, pos_weight, class_dim)
+    loss, parameters = "focal", ()
+    if label_smoothing:
+        label_smoothing = _arguments.check_smoothing(SIGMOID, "label_smoothing", label_smoothing)
+    if probability_smoothing:
+        s = _arguments.check_smoothing(SIGMOID, "probability_smoothing", probability_smoothing)
+        loss, parameters = "shaped", (1.0 - s, s / 2.0, -1.0, 0.0)
+    if from_probabilities:
+        loss = "probability"
+    if loss != "focal":
+        _arguments.check_combination(SIGMOID, label_smoothing, probability_smoothing, from_probabilities)
+    options = {
+        "alpha": alpha, "gamma": gamma, "reduction": reduction, "class_dim": class_dim, "ignore_index": ignore_index,
+        "background_index": background_index, "sample_weight": sample_weight, "pos_weight": pos_weight,
+        "label_smoothing": label_smoothing, "probability_smoothing": probability_smoothing,
+        "from_probabilities": from_probabilities, "normalizer": normalizer,
+    }  # fmt: skip
+    mined = ohem_keep_ratio is not None or ohem_threshold is not None
+    if mined:
+        _arguments.check_ohem(SIGMOID, ohem_keep_ratio, ohem_threshold, reduction, normalizer)
+        reduction = options["reduction"] = "none"
+    losses = _calls.compute(
+        SIGMOID, SIGMOID, logits, targets, weights=weights, vector=vector, gamma=gamma, sample_weight=sample_weight,
+        smoothing=label_smoothing, loss=loss, parameters=parameters, reduction=reduction, class_dim=class_dim,
+        ignore_index=ignore_index, background_index=background_index, normalizer=normalizer, gradient=gradient,
+        validate=validate, options=options,
     )  # fmt: skip
+    if not mined:
+        return losses
+    counted = _calls.count(logits, targets, SIGMOID, class_dim, ignore_index)
+    return _ohem.hardest_mean(losses, counted, ohem_keep_ratio, ohem_threshold)
 
 
 def softmax_focal_loss(
     logits: Tensor,
     targets: Tensor,
     alpha: float | Tensor | None = None,
-    gamma: float = 2.0,
+    gamma: float | Tensor = 2.0,
     reduction: str = "mean",
     *,
     class_dim: int = 1,
     ignore_index: int = -100,
     background_index: int | None = None,
+    sample_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    probability_smoothing: float = 0.0,
+    from_probabilities: bool = False,
+    ohem_keep_ratio: float | None = None,
+    ohem_threshold: float | None = None,
     normalizer: float | Tensor | str | None = None,
     gradient: str = "auto",
     validate: bool | None = None,
@@ -120,13 +168,28 @@ def softmax_focal_loss(
     Args:
         logits: float32, bfloat16, float16 or float64 ``[N, C]``, ``[N, C, d1, ...]``, or the C >= 2 classes at any
             ``class_dim``; any strides (channels_last, slices), none is copied. Raw scores: no softmax before.
-        targets: class index, shaped like the logits without ``class_dim``, any integer dtype or bool, read as it is.
+        targets: class index, shaped like the logits without ``class_dim``, any integer dtype or bool, read as it is;
+            or soft, floating and shaped like the logits, ``y >= 0``: the loss is then
+            ``sum_c y_c alpha_c (1 - p_c)^gamma (-log p_c)``, and a position is ignored where ``y_0 == ignore_index``.
         alpha: None, a number >= 0 (one factor for all), or a tensor ``[C]`` (``alpha[target]``).
-        gamma: >= 0; 0 is cross entropy.
+        gamma: >= 0; 0 is cross entropy. A number, a 0-d tensor on the logits' device (read there: it may change without
+            recompiling or capturing a graph again), or a tensor ``[C]`` (``gamma[target]``).
         reduction: ``"none"`` (the targets' shape), ``"mean"`` over the positions that are not ignored, or ``"sum"``.
         class_dim: the dimension of the classes; as F.cross_entropy by default.
         ignore_index: positions with this label give 0 and get a gradient of exactly 0, whatever their logits.
         background_index: the class that ``normalizer="positives"`` does not count; the loss treats it as any other.
+        sample_weight: floating, multiplies the unreduced loss: anything that broadcasts to the positions; not copied.
+            Where it is exactly 0, loss and gradient are 0 whatever the logits. A mean still divides by the number of
+            counted positions.
+        mask: bool, shaped as sample_weight; False is ignored as by ignore_index.
+        label_smoothing: s in [0, 1): ``y_c (1 - s) + s / C`` of every class, without making them; as F.cross_entropy.
+        probability_smoothing: s in [0, 1): the modulating factor is ``(1 - (p_t (1 - s) + s / C))^gamma``; class index
+            targets only.
+        from_probabilities: the logits are probabilities, taken as they are (not normalised again), and so is what the
+            gradient is by: for class index targets it reaches ``p_t`` alone. -log p is at most 100 and 1 / p at most
+            1e12, as in F.binary_cross_entropy.
+        ohem_keep_ratio: as for :func:`sigmoid_focal_loss`, of positions.
+        ohem_threshold: as for :func:`sigmoid_focal_loss`, of positions.
         normalizer: divides a ``"sum"``: a number > 0, a one-element tensor on the logits' device (read there; 0 gives
             a loss of 0), or ``"positives"``: positions neither ignored nor background, at least 1.
         gradient: as for :func:`sigmoid_focal_loss`.
@@ -154,58 +217,51 @@ def softmax_focal_loss(
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017; for many classes as in segmentation practice.
     """
     _arguments.check_tensors(SOFTMAX, logits, targets)
-    class_dim = _arguments.check_index_targets(SOFTMAX, logits, targets, class_dim)
+    dense = targets.shape == logits.shape and targets.is_floating_point()
+    if dense:
+        class_dim = _arguments.check_class_dim(SOFTMAX, logits, class_dim)
+    else:
+        class_dim = _arguments.check_index_targets(SOFTMAX, logits, targets, class_dim)
     if logits.shape[class_dim] < 2:
         raise ValueError(
             f"{SOFTMAX}: expected logits with at least 2 classes in dim {class_dim}, got {list(logits.shape)}, where "
             "the softmax is a constant; use sigmoid_focal_loss."
         )
-    weight, vector = 1.0, None
-    if isinstance(alpha, Tensor):
-        vector = _arguments.check_alpha_vector(SOFTMAX, logits, alpha, class_dim)
-    elif alpha is not None:
-        weight = _arguments.check_number(SOFTMAX, "alpha", alpha, 0.0, math.inf, "pass None for no weighting")
-    if isinstance(normalizer, str) and normalizer == "positives" and background_index is None:
-        raise ValueError(
-            f"{SOFTMAX}: expected background_index with normalizer={normalizer!r}, got None; name the class that is "
-            "no positive."
-        )
-    return _focal_loss(
-        SOFTMAX, logits, targets, alpha, vector, (weight, weight), gamma, reduction, class_dim, ignore_index,
-        background_index, normalizer, gradient, validate,
-    )  # fmt: skip
-
-
-def _focal_loss(
-    op, logits, targets, alpha, vector, weights, gamma, reduction, class_dim, ignore_index,
-    background_index, normalizer, gradient, validate,
-):  # fmt: skip
-    """What both losses share, after their targets and alpha are understood."""
-    if type(gamma) is not float or not 0.0 <= gamma < math.inf:
-        gamma = _arguments.check_number(op, "gamma", gamma, 0.0, math.inf, "gamma = 0 is cross entropy")
-    if type(ignore_index) is not int:
-        _arguments.check_integer(op, "ignore_index", ignore_index)
-    if background_index is not None and type(background_index) is not int:
-        _arguments.check_integer(op, "background_index", background_index)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f'{op}: expected reduction to be "none", "mean" or "sum", got {reduction!r}; choose one of them.'
-        )
-    if gradient not in _GRADIENTS:
-        raise ValueError(
-            f'{op}: expected gradient to be "auto", "forward", "backward" or "inplace", got {gradient!r}; '
-            "choose one of them."
-        )
-    scale, divisor, kind = 1.0, None, reduction
-    if normalizer is not None:
-        scale, divisor, kind = _arguments.check_normalizer(op, logits, normalizer, reduction)
-    if gradient == "auto":
-        policy = "backward" if reduction == "none" or logits.dtype == torch.float16 else "forward"
+    if mask is not None:
+        targets = _arguments.masked_targets(SOFTMAX, SOFTMAX, logits, targets, mask, class_dim, ignore_index)
+    weight, vector = _arguments.softmax_weights(SOFTMAX, logits, alpha, class_dim)
+    if isinstance(normalizer, str) and normalizer == "positives":
+        _arguments.check_positives(SOFTMAX, background_index, dense)
+    loss, parameters = "focal", ()
+    if label_smoothing:
+        label_smoothing = _arguments.check_smoothing(SOFTMAX, "label_smoothing", label_smoothing)
+    if probability_smoothing:
+        s = _arguments.check_smoothing(SOFTMAX, "probability_smoothing", probability_smoothing)
+        loss, parameters = "shaped", (1.0 - s, s * (1.0 - 1.0 / logits.shape[class_dim]), -1.0, 0.0)
+        _arguments.check_combination(SOFTMAX, label_smoothing or dense, probability_smoothing, from_probabilities)
+    options = {
+        "alpha": alpha, "gamma": gamma, "reduction": reduction, "class_dim": class_dim, "ignore_index": ignore_index,
+        "background_index": background_index, "sample_weight": sample_weight, "label_smoothing": label_smoothing,
+        "probability_smoothing": probability_smoothing, "from_probabilities": from_probabilities,
+        "normalizer": normalizer,
+    }  # fmt: skip
+    mined = ohem_keep_ratio is not None or ohem_threshold is not None
+    if mined:
+        _arguments.check_ohem(SOFTMAX, ohem_keep_ratio, ohem_threshold, reduction, normalizer)
+        reduction = options["reduction"] = "none"
+    common = {
+        "gamma": gamma, "sample_weight": sample_weight, "reduction": reduction, "class_dim": class_dim,
+        "ignore_index": ignore_index, "background_index": background_index, "normalizer": normalizer,
+        "gradient": gradient, "validate": validate, "options": options,
+    }  # fmt: skip
+    if from_probabilities:
+        losses = _probabilities.softmax(logits, targets, vector, weight, **common)
     else:
-        policy = _arguments.check_gradient(op, logits, gradient, reduction)
-    if validate or (validate is None and _VALIDATE):
-        _arguments.check_values(op, logits, targets, vector, divisor, class_dim, ignore_index, background_index)
-    background = _ops.NO_BACKGROUND if background_index is None else background_index
-    numbers = _ops.Numbers(*weights, gamma, class_dim, ignore_index, background, _ops.REDUCTIONS[kind])
-    composite = (alpha, gamma, reduction, class_dim, ignore_index, background_index, normalizer)
-    return _ops.focal_loss(logits, targets, vector, divisor, _ops.Call(op, policy, scale, numbers, composite))
+        losses = _calls.compute(
+            SOFTMAX, SOFTMAX, logits, targets, weights=(weight, weight), vector=vector, smoothing=label_smoothing,
+            loss=loss, parameters=parameters, **common,
+        )  # fmt: skip
+    if not mined:
+        return losses
+    counted = _calls.count(logits, targets, SOFTMAX, class_dim, ignore_index)
+    return _ohem.hardest_mean(losses, counted, ohem_keep_ratio, ohem_threshold)

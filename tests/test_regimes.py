@@ -32,6 +32,10 @@ PROBLEMS = {
     "sigmoid planes": (SIGMOID, [Shape((2, c, *plane)) for c in (1, 2, 5, 19) for plane in PLANES]),
     "sigmoid few positions": (SIGMOID, [Shape((3, c, 5)) for c in (1, 4, 80)]),
     "sigmoid dense": (SIGMOID, [Shape((n,), 0) for n in (1, 3, 4, 7, 8, 9, 255, 4096, 4097)]),
+    "softmax soft": (
+        SOFTMAX,
+        [Shape((37, c)) for c in (2, 5, 31, 32, 33, 65)] + [Shape((2, c, 17, 31)) for c in (2, 19)],
+    ),
 }
 # More than a thousand blocks, and blocks that take several tiles.
 MANY_BLOCKS = {
@@ -46,6 +50,8 @@ CALLS = [("mean", 2.0), ("none", 2.0), ("sum", 1.5), ("none", 1.5)]
 def batch(name: str, shape: Shape, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     if name == "sigmoid dense":
         return make_logits(shape.size, dtype, device), make_dense(shape.size, device=device, soft=True)
+    if name == "softmax soft":
+        return make_logits(shape.size, dtype, device), torch.rand(shape.size, device=device).softmax(shape.class_dim)
     targets = make_index(shape, device=device)
     return make_trained_logits(shape, targets, dtype), targets
 

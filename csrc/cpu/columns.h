@@ -6,108 +6,61 @@
 // Compiled once per instruction set (FOCAL_CPU_ISA). Must not know: which loss the Term is, torch.
 #pragma once
 
+#include "cpu/column_tile.h"
 #include "cpu/term.h"
-#include "cpu/transpose.h"
 
 namespace focal::cpu::FOCAL_CPU_ISA {
 
 template <class Term>
-class Columns {
+class Columns : ColumnTile<typename Term::Real> {
   using Math = typename Term::Math;
   using Real = typename Term::Real;
+  using Tile = ColumnTile<Real>;
+  using Tile::classes_, Tile::codes_, Tile::count_, Tile::task_, Tile::width_;
 
  public:
   explicit Columns(const Task& task)
-      : task_(task),
-        want_(wanted(task)),
-        width_(static_cast<int>(task.tile_positions)),
-        classes_(static_cast<int>(task.classes)) {
-    const size_t reals = static_cast<size_t>(classes_ + 7) * width_;
-    Real* memory = static_cast<Real*>(scratch(reals * sizeof(Real) + (sizeof(Run) + sizeof(int32_t)) * width_));
-    logits_ = memory;
-    memory += static_cast<size_t>(classes_) * width_;
-    for (Real** array : {&own_, &largest_, &total_, &margin_, &weight_, &slope_, &result_}) {
-      *array = memory;
-      memory += width_;
-    }
-    runs_ = reinterpret_cast<Run*>(memory);
-    codes_ = reinterpret_cast<int32_t*>(runs_ + width_);
-  }
+      : Tile(task, {&logits_}, {&own_, &largest_, &total_, &margin_, &weight_, &slope_, &result_, &sample_, &gamma_}),
+        want_(wanted(task)) {}
 
   void chunk(int64_t index) {
-    const int64_t first = index * task_.tiles_per_chunk;
-    const int64_t last = first + task_.tiles_per_chunk < task_.tiles ? first + task_.tiles_per_chunk : task_.tiles;
-    Cursor cursor(task_.positions, first * task_.tile_positions);
-    double sum_of_losses = 0;
-    for (int64_t tile = first; tile < last; ++tile) {
-      const int64_t left = task_.positions.count - tile * task_.tile_positions;
-      count_ = left < width_ ? static_cast<int>(left) : width_;
-      run_count_ = 0;
-      for (int done = 0; done < count_; done += static_cast<int>(runs_[run_count_++].length))
-        runs_[run_count_] = cursor.next(count_ - done);
-      read();
-      margins();
-      if (task_.tensor[kGradient]) slopes();
-      sum_of_losses += Term::hard(task_, [&](const auto& loss) {
-        return map(want_, Weighted<std::decay_t<decltype(loss)>>{loss, margin_, weight_, slope_}, result_, count_);
-      });
-      if (task_.tensor[kLoss]) {
-        for_runs(kLoss, [&](int p, int64_t offset, int64_t stride, int n) {
-          store_run(task_.tensor[kLoss], offset, stride, result_ + p, Uniform<Real>{1}, n);
-        });
-      }
-      if (task_.tensor[kGradient]) gradient();
-    }
+    const double sum_of_losses = this->for_tiles(index, [&] { return tile(); });
     if (task_.partial_sums) task_.partial_sums[index] = sum_of_losses;
   }
 
  private:
-  // Calls visit(position in the tile, offset, stride, length) for every run.
-  template <class Visit>
-  void for_runs(Operand operand, const Visit& visit) const {
-    const int64_t stride = task_.positions.innermost().stride[operand];
-    int position = 0;
-    for (int r = 0; r < run_count_; ++r) {
-      const int length = static_cast<int>(runs_[r].length);
-      visit(position, runs_[r].offset[operand], stride, length);
-      position += length;
-    }
-  }
-
-  // Contiguous classes of fp32, enough for a block: transposed in registers.
-  bool short_rows(const Tensor& tensor) const {
-    return tensor.class_stride == 1 && classes_ >= kBlock && tensor.dtype == DType::kFloat32;
+  double tile() {
+    read();
+    margins();
+    if (task_.tensor[kGradient]) this->load_slopes(slope_, weight_);
+    const double sum = Term::hard(task_, task_.gammas ? gamma_ : nullptr, [&](const auto& loss) {
+      return map(want_, Weighted<std::decay_t<decltype(loss)>>{loss, margin_, weight_, slope_}, result_, count_);
+    });
+    if (task_.tensor[kLoss]) this->store_loss(result_);
+    if (task_.tensor[kGradient]) gradient();
+    return sum;
   }
 
   // Logits into the tile; the target's own logit is taken out and leaves -inf, so that only the others remain.
   void read() {
-    for_runs(kTargets, [&](int p, int64_t offset, int64_t stride, int n) {
-      load_codes(codes_ + p, task_.tensor[kTargets], task_.index, offset, stride, n);
-    });
-    const Tensor& logits = task_.tensor[kLogits];
-    for_runs(kLogits, [&](int p, int64_t offset, int64_t stride, int n) {
-      if (short_rows(logits)) {
-        if constexpr (std::is_same_v<Real, float>) {
-          rows_to_tile(static_cast<const float*>(logits.data) + offset, stride, logits_ + p, width_, classes_, n);
-        }
-        return;
-      }
-      for (int c = 0; c < classes_; ++c) {
-        if (c + kAhead < classes_) prefetch_run<false>(logits, offset + (c + kAhead) * logits.class_stride, stride, n);
-        load_run(logits_ + c * width_ + p, logits, offset + c * logits.class_stride, stride, n);
-      }
-    });
-    const Real* alpha = static_cast<const Real*>(task_.alpha);
+    this->load_labels();
+    this->load_samples(sample_);
+    this->load_logits(logits_);
+    const Real *weights = static_cast<const Real*>(task_.positive_weights),
+               *gammas = static_cast<const Real*>(task_.gammas);
+    const bool samples = static_cast<bool>(task_.tensor[kSampleWeight]);
     for (int p = 0; p < count_; ++p) {
       if (codes_[p] == kIgnored) {
         // Whatever stands there, NaN included, becomes an ordinary row of weight 0.
         for (int c = 0; c < classes_; ++c) logits_[c * width_ + p] = 0;
-        own_[p] = weight_[p] = 0;
+        own_[p] = weight_[p] = gamma_[p] = 0;
       } else {
         Real& own = logits_[codes_[p] * width_ + p];
         own_[p] = own;
         own = -std::numeric_limits<Real>::infinity();
-        weight_[p] = alpha ? alpha[codes_[p]] : static_cast<Real>(task_.positive_weight);
+        weight_[p] = weights ? weights[codes_[p]] : static_cast<Real>(task_.positive_weight);
+        if (samples) weight_[p] *= sample_[p];
+        if (gammas) gamma_[p] = gammas[codes_[p]];
       }
     }
   }
@@ -172,21 +125,6 @@ class Columns {
     }
   }
 
-  // weight x upstream; an ignored position's is 0 whatever its upstream is.
-  void slopes() {
-    const bool upstream = static_cast<bool>(task_.tensor[kUpstream]);
-    if (upstream) {
-      for_runs(kUpstream, [&](int p, int64_t offset, int64_t stride, int n) {
-        load_run(slope_ + p, task_.tensor[kUpstream], offset, stride, n);
-      });
-    }
-    const Real scale = static_cast<Real>(task_.gradient_scale);
-    for (int p = 0; p < count_; ++p) {
-      const Real above = upstream ? slope_[p] * scale : scale;
-      slope_[p] = codes_[p] == kIgnored ? Real(0) : weight_[p] * above;
-    }
-  }
-
   // d loss / d x_t = slope, d loss / d x_j = -slope e_j / total. Entering the target as e_t = -total makes both one product.
   void gradient() {
     Real* FOCAL_RESTRICT factor = result_;
@@ -196,31 +134,11 @@ class Columns {
     for (int p = 0; p < count_; ++p) {
       if (codes_[p] != kIgnored) logits_[codes_[p] * width_ + p] = -total[p];
     }
-    const Tensor& out = task_.tensor[kGradient];
-    for_runs(kGradient, [&](int p, int64_t offset, int64_t stride, int n) {
-      if (short_rows(out)) {
-        if constexpr (std::is_same_v<Real, float>) {
-          tile_to_rows(logits_ + p, width_, factor + p, static_cast<float*>(out.data) + offset, stride, classes_, n);
-        }
-        return;
-      }
-      for (int c = 0; c < classes_; ++c) {
-        store_run(out, offset + c * out.class_stride, stride, logits_ + c * width_ + p,
-                  static_cast<const Real*>(factor + p), n);
-      }
-    });
+    this->store_gradient(logits_, factor);
   }
 
-  static constexpr int kAhead = 4;
-
-  const Task& task_;
   const Want want_;
-  const int width_;
-  const int classes_;
-  int count_ = 0, run_count_ = 0;
-  Real *logits_, *own_, *largest_, *total_, *margin_, *weight_, *slope_, *result_;
-  Run* runs_;
-  int32_t* codes_;
+  Real *logits_, *own_, *largest_, *total_, *margin_, *weight_, *slope_, *result_, *sample_, *gamma_;
 };
 
 }  // namespace focal::cpu::FOCAL_CPU_ISA

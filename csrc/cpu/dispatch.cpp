@@ -75,7 +75,8 @@ void plan_elementwise(Task& task) {
   task.positions.order_by(kLogits);
   task.positions.collapse();
   task.positions.require_innermost();
-  const int64_t tile = task.dense || task.alpha ? kElementwiseTile : kNegativesTile;
+  const bool alike = !task.dense && !task.positive_weights && !task.gammas && !task.tensor[kSampleWeight];
+  const int64_t tile = alike ? kNegativesTile : kElementwiseTile;
   task.tile_classes = std::min(task.classes, tile);
   task.tile_positions = std::max<int64_t>(1, tile / task.tile_classes);
   cut(task);
@@ -87,7 +88,7 @@ void plan_softmax(Task& task) {
   task.positions.require_innermost();
   const bool contiguous = task.tensor[kLogits].class_stride == 1;
   if (task.classes > kLongestColumn || (contiguous && task.classes >= kShortRow)) {
-    task.engine = Engine::kRows;
+    task.engine = task.soft() ? Engine::kSoftRows : Engine::kRows;
     task.tile_positions = 1;
     task.tile_classes = std::min(task.classes, kRowsBlock);
     task.tiles = task.positions.count;
@@ -95,7 +96,7 @@ void plan_softmax(Task& task) {
     task.chunks = ceil_div(task.tiles, task.tiles_per_chunk);
     return;
   }
-  task.engine = Engine::kColumns;
+  task.engine = task.soft() ? Engine::kSoftColumns : Engine::kColumns;
   const int64_t bytes = task.tensor[kLogits].dtype == DType::kFloat64 ? 8 : 4;
   const int64_t positions = kColumnsTileBytes / (task.classes * bytes) / 16 * 16;
   const int64_t fewest = task.classes <= 512 ? 64 : 16;  // shorter runs waste cache lines and page look-ups

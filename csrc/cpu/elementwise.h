@@ -3,7 +3,8 @@
 //   lines     along the classes where they are contiguous (a line per position), else along the positions (one per class)
 //   targets   class index along the classes with one weight for all negatives: a tile is negatives throughout, read and
 //             written where it lies; in the rare row with a positive, that one is taken out (a logit of -inf has loss 0).
-//             Everything else becomes a tile of dense targets; one with a soft value takes the soft loss.
+//             Everything else becomes a tile of dense targets; one with a soft value takes the loss of logits and targets,
+//             as does every tile of a loss that is none of margins.
 //   traffic   logits read once, targets once per class block, gradient written once
 //   order     tiles in order, one double partial sum per chunk: the same bits for any number of threads
 // Compiled once per instruction set (FOCAL_CPU_ISA). Must not know: which loss the Term is, torch.
@@ -24,13 +25,17 @@ class Elementwise {
         want_(wanted(task)),
         result_(task.tensor[kLoss] ? kLoss : kGradient),
         by_class_(task.tensor[kLogits].class_stride == 1 && task.classes > 1),
-        negatives_alike_(!task.dense && by_class_ && !task.alpha && !task.tensor[kUpstream]),
+        by_target_(!is_of_margin(task.rule.loss) || task.smoothing > 0),
+        negatives_alike_(!task.dense && by_class_ && !task.positive_weights && !task.gammas &&
+                         !task.tensor[kUpstream] && !task.tensor[kSampleWeight]),
+        lowest_target_(static_cast<Real>(task.smoothing / 2)),
+        share_(task.rule.loss),
         positions_(static_cast<int>(task.tile_positions)) {
     const int capacity = positions_ * static_cast<int>(task.tile_classes);
     Real* memory =
-        static_cast<Real*>(scratch((10 * sizeof(Real) + sizeof(int32_t)) * capacity + sizeof(Run) * positions_));
-    for (Real** array :
-         {&logit_, &target_, &margin_, &used_target_, &weight_, &slope_, &upstream_, &out_, &positive_, &negative_}) {
+        static_cast<Real*>(scratch((13 * sizeof(Real) + sizeof(int32_t)) * capacity + sizeof(Run) * positions_));
+    for (Real** array : {&logit_, &target_, &margin_, &used_target_, &weight_, &slope_, &upstream_, &out_, &positive_,
+                         &negative_, &gamma_, &sample_, &score_}) {
       *array = memory;
       memory += capacity;
     }
@@ -69,23 +74,27 @@ class Elementwise {
     run_count_ = 0;
     for (int64_t done = 0; done < positions_; done += runs_[run_count_++].length)
       runs_[run_count_] = cursor.next(positions_ - done);
-    if (task_.alpha) prepare_weights();
+    if (task_.positive_weights || task_.gammas) prepare_numbers();
   }
 
-  // The weights of a positive and of a negative at every element of the tile; they change with its shape only.
-  void prepare_weights() {
+  // What classes have of their own at every element of the tile; it changes with the tile's shape only.
+  void prepare_numbers() {
     if (weights_class_ == class_begin_ && weights_positions_ == positions_) return;
     weights_class_ = class_begin_;
     weights_positions_ = positions_;
-    const Real* alpha = static_cast<const Real*>(task_.alpha);
-    for (int p = 0; p < positions_; ++p) {
-      for (int c = 0; c < classes_; ++c) {
-        const int k = by_class_ ? p * classes_ + c : c * positions_ + p;
-        positive_[k] = alpha[class_begin_ + c];
-        negative_[k] = Real(1) - alpha[class_begin_ + c];
+    const auto spread = [&](const void* of_classes, Real* to) {
+      if (!of_classes) return;
+      const Real* from = static_cast<const Real*>(of_classes) + class_begin_;
+      for (int p = 0; p < positions_; ++p) {
+        for (int c = 0; c < classes_; ++c) to[by_class_ ? p * classes_ + c : c * positions_ + p] = from[c];
       }
-    }
+    };
+    spread(task_.positive_weights, positive_);
+    spread(task_.negative_weights, negative_);
+    spread(task_.gammas, gamma_);
   }
+
+  const Real* gammas() const { return task_.gammas ? gamma_ : nullptr; }
 
   // Calls visit(flat index in the tile, offset, stride, length) for every line of the operand.
   template <class Visit>
@@ -138,6 +147,10 @@ class Elementwise {
     for (int r = 0; r < run_count_; ++r) {
       const int length = static_cast<int>(runs_[r].length);
       load_codes(codes_ + position, task_.tensor[kTargets], task_.index, runs_[r].offset[kTargets], stride, length);
+      if (task_.tensor[kScores]) {
+        load_run(score_ + position, task_.tensor[kScores], runs_[r].offset[kScores],
+                 task_.positions.innermost().stride[kScores], length);
+      }
       position += length;
     }
   }
@@ -149,8 +162,22 @@ class Elementwise {
   }
 
   // Stretches of rows that are negative throughout go in one pass each; a row with a positive and an ignored one by itself.
+  // No logit has a loss of 0 for every loss by target, so there a positive makes a tile of dense targets.
   double negatives(Real* out) {
     load_position_codes();
+    if (by_target_) {
+      for (int p = 0; p < positions_; ++p) {
+        if (codes_[p] == kIgnored || hit(p) >= 0) return index_tile(out);
+      }
+      const Real* logit = where(kLogits);
+      if (!logit || logit == out) load(kLogits, logit_), logit = logit_;
+      return Term::soft(task_, [&](const auto& loss) {
+        const Uniform<Real> target{lowest_target_}, weight{weight_of(lowest_target_)};
+        const Uniform<Real> slope{weight.value * static_cast<Real>(task_.gradient_scale)};
+        return map(want_, Targeted<std::decay_t<decltype(loss)>, Uniform<Real>>{loss, logit, target, weight, slope},
+                   out, count_);
+      });
+    }
     const Real* logit = where(kLogits);
     if (!logit || logit == out) {
       load(kLogits, logit_);
@@ -194,28 +221,43 @@ class Elementwise {
     return others + static_cast<double>(weight * result.value);
   }
 
+  Real weight_of(Real target) const {
+    const Real share = share_(target);
+    return share * static_cast<Real>(task_.positive_weight) +
+           (Real(1) - share) * static_cast<Real>(task_.negative_weight);
+  }
+
   double anything(Real* out) {
+    if (!task_.dense) {
+      load_position_codes();
+      return index_tile(out);
+    }
+    const Real ignored = static_cast<Real>(task_.dense_rule.ignore_value);
+    const Real* target = where(kTargets);
+    if (!target) load(kTargets, target_), target = target_;
+    return dense_tile(out, target, ignored, inspect_targets(target, ignored));
+  }
+
+  double index_tile(Real* out) {
+    constexpr Real kOut = -1;
+    spread_codes(kOut);
+    return dense_tile(out, target_, kOut, static_cast<bool>(task_.tensor[kScores]));
+  }
+
+  double dense_tile(Real* out, const Real* target, Real ignored, bool soft) {
+    soft |= by_target_;
     const Real* logit = where(kLogits);
     if (!logit) load(kLogits, logit_), logit = logit_;
-    const Real* target = nullptr;
-    Real ignored;
-    bool soft = false;
-    if (task_.dense) {
-      ignored = static_cast<Real>(task_.dense_rule.ignore_value);
-      target = where(kTargets);
-      if (!target) load(kTargets, target_), target = target_;
-      soft = inspect_targets(target, ignored);
-    } else {
-      ignored = -1;
-      load_position_codes();
-      spread_codes(ignored);
-      target = target_;
-    }
-    const auto with_weights = [&](auto positive, auto negative) {
-      soft ? weigh<true>(logit, target, positive, negative, ignored)
-           : weigh<false>(logit, target, positive, negative, ignored);
+    const auto with_samples = [&](auto positive, auto negative, auto sample) {
+      soft ? weigh<true>(logit, target, positive, negative, sample, ignored)
+           : weigh<false>(logit, target, positive, negative, sample, ignored);
     };
-    if (task_.alpha) {
+    const auto with_weights = [&](auto positive, auto negative) {
+      if (!task_.tensor[kSampleWeight]) return with_samples(positive, negative, Uniform<Real>{1});
+      load(kSampleWeight, sample_);
+      with_samples(positive, negative, static_cast<const Real*>(sample_));
+    };
+    if (task_.positive_weights) {
       with_weights(static_cast<const Real*>(positive_), static_cast<const Real*>(negative_));
     } else {
       with_weights(Uniform<Real>{static_cast<Real>(task_.positive_weight)},
@@ -223,24 +265,24 @@ class Elementwise {
     }
     apply_upstream();
     if (soft) {
-      return Term::soft(task_, [&](const auto& loss) {
-        return map(want_, Soft<std::decay_t<decltype(loss)>>{loss, margin_, used_target_, weight_, slope_}, out,
-                   count_);
+      return Term::soft(task_, gammas(), [&](const auto& loss) {
+        using Element = Targeted<std::decay_t<decltype(loss)>, const Real * FOCAL_RESTRICT>;
+        return map(want_, Element{loss, margin_, used_target_, weight_, slope_}, out, count_);
       });
     }
-    return Term::hard(task_, [&](const auto& loss) {
+    return Term::hard(task_, gammas(), [&](const auto& loss) {
       return map(want_, Weighted<std::decay_t<decltype(loss)>>{loss, margin_, weight_, slope_}, out, count_);
     });
   }
 
-  // Class index targets of the tile as dense ones: 1, 0 or ignored.
+  // Class index targets of the tile as dense ones: 1 or the score, 0 or ignored.
   void spread_codes(Real ignored) {
     Real* FOCAL_RESTRICT target = target_;
     if (by_class_) {
       for (int p = 0; p < positions_; ++p) {
         const Real fill = codes_[p] == kIgnored ? ignored : Real(0);
         for (int k = p * classes_; k < (p + 1) * classes_; ++k) target[k] = fill;
-        if (hit(p) >= 0) target[hit(p)] = 1;
+        if (hit(p) >= 0) target[hit(p)] = task_.tensor[kScores] ? score_[p] : Real(1);
       }
       return;
     }
@@ -251,6 +293,11 @@ class Elementwise {
       for (int p = 0; p < positions_; ++p) {
         target[c * positions_ + p] = codes[p] == kIgnored ? ignored : codes[p] == label ? Real(1) : Real(0);
       }
+    }
+    if (!task_.tensor[kScores]) return;
+    for (int p = 0; p < positions_; ++p) {
+      const int64_t c = codes_[p] - class_begin_;
+      if (codes_[p] >= 0 && c >= 0 && c < classes_) target[c * positions_ + p] = score_[p];
     }
   }
 
@@ -266,24 +313,29 @@ class Elementwise {
       soft += used && t > Real(0) && t < Real(1);
     }
     found_.ignored += ignored;
-    found_.invalid |= invalid > 0;
+    found_.invalid |= invalid > 0 || (task_.dense_rule.binary && soft > 0);
     return soft > 0;
   }
 
-  // Fills in margins (of soft targets: logits), weights and slopes. An ignored element becomes an ordinary one of weight
-  // and slope 0, whatever its logit and its upstream gradient are.
-  template <bool soft, class Weights>
+  // Fills in margins (of soft targets: logits), weights and slopes. An element that is ignored or whose sample has a weight
+  // of 0 becomes an ordinary one of weight and slope 0, whatever its logit and its upstream gradient are.
+  template <bool soft, class Weights, class Samples>
   void weigh(const Real* FOCAL_RESTRICT logit, const Real* FOCAL_RESTRICT target, Weights positive, Weights negative,
-             Real ignored) {
+             Samples sample, Real ignored) {
     Real *FOCAL_RESTRICT margin = margin_, *FOCAL_RESTRICT used_target = used_target_;
     Real *FOCAL_RESTRICT weight = weight_, *FOCAL_RESTRICT slope = slope_;
     const Real scale = static_cast<Real>(task_.gradient_scale);
+    const Real lowest = lowest_target_, spread = Real(1) - 2 * lowest_target_;
+    const Share<Real> share_of = share_;
     const int count = count_;
 #pragma omp simd
     for (int k = 0; k < count; ++k) {
-      const Real t = target[k] != ignored ? target[k] : Real(0);
-      const Real x = target[k] != ignored ? logit[k] : Real(0);
-      const Real w = target[k] != ignored ? t * positive[k] + (Real(1) - t) * negative[k] : Real(0);
+      const bool used = target[k] != ignored && sample[k] != Real(0);
+      const Real given = used ? target[k] : Real(0);
+      const Real t = soft ? lowest + spread * given : given;
+      const Real x = used ? logit[k] : Real(0);
+      const Real share = soft ? share_of(t) : t;
+      const Real w = used ? sample[k] * (share * positive[k] + (Real(1) - share) * negative[k]) : Real(0);
       const Real sign = soft || t > Real(0) ? Real(1) : Real(-1);
       if (soft) used_target[k] = t;
       margin[k] = sign * x;
@@ -304,14 +356,17 @@ class Elementwise {
   const Task& task_;
   const Want want_;
   const Operand result_;
-  const bool by_class_, negatives_alike_;
+  const bool by_class_, by_target_, negatives_alike_;
+  const Real lowest_target_;  // a negative's
+  const Share<Real> share_;
   int positions_;
   int classes_ = 0, count_ = 0, run_count_ = 0;
   int64_t class_begin_ = 0;
   int64_t weights_class_ = -1;
   int weights_positions_ = -1;
   DenseFindings found_;
-  Real *logit_, *target_, *margin_, *used_target_, *weight_, *slope_, *upstream_, *out_, *positive_, *negative_;
+  Real *logit_, *target_, *margin_, *used_target_, *weight_, *slope_, *upstream_, *out_, *positive_, *negative_,
+      *gamma_, *sample_, *score_;
   Run* runs_;
   int32_t* codes_;
 };

@@ -4,6 +4,7 @@
 #include "cpu/elementwise.h"
 #include "cpu/rows.h"
 #include "cpu/scan.h"
+#include "cpu/soft.h"
 
 namespace focal::cpu::FOCAL_CPU_ISA {
 
@@ -22,6 +23,8 @@ void run(const Task& task, int64_t first, int64_t last) {
     case Engine::kElementwise: run_engine<Term, Elementwise>(task, first, last); break;
     case Engine::kColumns: run_engine<Term, Columns>(task, first, last); break;
     case Engine::kRows: run_engine<Term, Rows>(task, first, last); break;
+    case Engine::kSoftColumns: run_engine<Term, SoftColumns>(task, first, last); break;
+    case Engine::kSoftRows: run_engine<Term, SoftRows>(task, first, last); break;
   }
   if (task.tensor[kGradient].stream) finish_streams();
 }
@@ -49,7 +52,7 @@ void elementary(const char* function, const float* in, float* out, int64_t n) {
 template <class Math, class Real = typename Math::Real>
 void margin(double gamma, const Real* in, Real* value, Real* deriv, int64_t n) {
   Task task;
-  task.gamma = gamma;
+  task.rule.gamma = gamma;
   constexpr int kOnes = 256;
   Real ones[kOnes];
   for (Real& one : ones) one = 1;

@@ -39,7 +39,9 @@ class Rows {
   Real row() {
     int32_t label;
     load_codes(&label, task_.tensor[kTargets], task_.index, run_.offset[kTargets], 1, 1);
-    if (label == kIgnored) {
+    Real sample = 1;
+    if (task_.tensor[kSampleWeight]) load_run(&sample, task_.tensor[kSampleWeight], run_.offset[kSampleWeight], 1, 1);
+    if (label == kIgnored || sample == Real(0)) {
       if (task_.tensor[kGradient]) clear();
       return 0;
     }
@@ -62,9 +64,11 @@ class Rows {
     }
     const Real others = static_cast<Real>(total);
     const Real margin = (own - largest) - Math::log(others);
-    const ValueDeriv<Real> result = Term::hard(task_, [&](const auto& loss) { return loss(margin); });
-    const Real* alpha = static_cast<const Real*>(task_.alpha);
-    const Real weight = alpha ? alpha[label] : static_cast<Real>(task_.positive_weight);
+    const Real *weights = static_cast<const Real*>(task_.positive_weights),
+               *gammas = static_cast<const Real*>(task_.gammas);
+    const ValueDeriv<Real> result =
+        Term::hard(task_, gammas ? gammas + label : nullptr, [&](const auto& loss) { return at(loss, 0)(margin); });
+    const Real weight = sample * (weights ? weights[label] : static_cast<Real>(task_.positive_weight));
     if (task_.tensor[kGradient]) gradient(label, weight * result.deriv, others, largest, kept);
     return weight * result.value;
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "layout.h"
+#include "math/relatives.h"
 #include "targets.h"
 
 namespace focal::cpu {
@@ -11,7 +12,7 @@ namespace focal::cpu {
 // Work of one chunk: long against a dispatch, short against a thread's share.
 constexpr int64_t kChunkElements = 1 << 16;
 
-enum class Engine : int { kElementwise, kColumns, kRows };
+enum class Engine : int { kElementwise, kColumns, kRows, kSoftColumns, kSoftRows };
 
 struct Tensor {
   void* data = nullptr;
@@ -33,17 +34,19 @@ struct Task {
   Engine engine = Engine::kElementwise;
   Positions positions;
   int64_t classes = 1;
-  Tensor tensor[kOperands];  // logits, gradient, targets, loss (unreduced), upstream (of an unreduced loss)
+  Tensor tensor[kOperands];  // of the upstream and the loss: those of an unreduced one
 
-  bool dense = false;  // sigmoid: targets have the logits' shape
+  bool dense = false;  // targets have the logits' shape
   IndexRule index{};
   DenseRule dense_rule{};
 
-  const void* alpha = nullptr;  // [classes] of the computing type, or null
-  double positive_weight = 1;   // without alpha: sigmoid positives; softmax, every position
-  double negative_weight = 1;   // without alpha: sigmoid negatives
-  double gamma = 0;
-  double gradient_scale = 1;  // upstream scalar x reduction
+  LossRule rule;
+  double smoothing = 0;  // of labels: a positive's target is 1 - a negative's, smoothing / 2 (softmax: / classes)
+  // Of the classes, in the computing type, or null: weights as a positive and as a negative, gammas.
+  const void *positive_weights = nullptr, *negative_weights = nullptr, *gammas = nullptr;
+  double positive_weight = 1;  // without weights of classes: sigmoid positives; softmax, every position
+  double negative_weight = 1;  // without weights of classes: sigmoid negatives
+  double gradient_scale = 1;   // upstream scalar x reduction
 
   // A tile is what one pass of arithmetic works on and fits the L1 cache; a chunk is what a thread takes and what one
   // partial sum covers.
@@ -52,6 +55,7 @@ struct Task {
   double* partial_sums = nullptr;     // [chunks], or null
   DenseFindings* findings = nullptr;  // [chunks], dense targets only
 
+  bool soft() const { return dense || smoothing > 0; }  // softmax: targets that are no class
   int64_t class_blocks() const { return (classes + tile_classes - 1) / tile_classes; }
 };
 

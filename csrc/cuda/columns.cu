@@ -26,7 +26,7 @@ template <class Storage>
 bool cut(const Task& task, Cut& result) {
   const Positions positions = ordered(task);
   const Dim& dim = positions.innermost();
-  const Operand each = task.tensor[kLoss] ? kLoss : kUpstream;
+  const Operand each = each_of(task);
   for (Operand o : {kLogits, kGradient}) {
     if (task.tensor[o] && dim.stride[o] != 1 && dim.size != 1) return false;
   }
@@ -46,6 +46,7 @@ bool cut(const Task& task, Cut& result) {
   for (int d = 0; d < a.outer.rank; ++d) a.outer.strides[d][kLoss] = positions.dims[d].stride[each];
   a.target_stride = dim.stride[kTargets];
   a.each_stride = dim.stride[each];
+  a.sample_stride = dim.stride[kSampleWeight];
   int count = positions_of_thread<Storage>(result.classes, result.shared, true);
   result.aligned = dim.size % count == 0 && strides_divide(task, positions, kLogits, count) &&
                    strides_divide(task, positions, kGradient, count);
@@ -78,7 +79,7 @@ bool cut(const Task& task, Cut& result) {
 
 template <class Storage, int kClasses, int kLeast, bool shared, bool aligned>
 cudaError_t start(const Cut& cut, cudaStream_t stream) {
-  using Term = FocalTerm<BinaryMath<true>, Exponent::kTwoOrAny>;  // once for all classes: precise whatever is read
+  using Term = MarginTerm<BinaryMath<true>>;  // once for all classes: precise whatever is read
   return FOCAL_LAUNCH(cut.grid, stream, (columns<Term, Storage, kClasses, kLeast, shared, aligned>), cut.a);
 }
 

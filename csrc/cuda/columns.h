@@ -18,7 +18,7 @@ struct Columns : Softmax<Real> {
   Outer outer;
   int64_t run;                      // positions that are neighbours in memory
   int64_t class_stride[kOperands];  // in elements
-  int64_t target_stride, each_stride;
+  int64_t target_stride, each_stride, sample_stride;
   int64_t runs, all_tiles;
   unsigned tiles;        // of a run
   int32_t steps;         // tiles of a block
@@ -31,9 +31,8 @@ constexpr int kFewClasses = 8;
 constexpr int kColumnWarps = 12;  // that share positions, at most: as many as have the registers
 
 // Positions of a thread. 8 bytes for each class, 256 for a warp, cost a percent of bandwidth and half the registers of
-// 16. Where half of a block's registers are not enough for 8, 4; few classes of float32, and two of any type, have them for 16.
-// Single elements
-// gain nothing from many positions.
+// 16. Where half of a block's registers are not enough for 8, 4; few classes of float32, and two of any type, have them
+// for 16. Single elements gain nothing from many positions.
 template <class Storage>
 constexpr int positions_of_thread(int classes, bool shared, bool aligned) {
   constexpr int size = static_cast<int>(sizeof(Storage));
@@ -62,6 +61,9 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
   const unsigned warp = threadIdx.x / kWarp;
   const int32_t first_class = shared ? static_cast<int32_t>(warp) * kClasses : 0;
   const int32_t classes = shared ? a.classes - first_class : a.classes;  // from the thread's first one on
+  const auto places_of = [&](int64_t position) -> OwnPlaces {
+    return {offset[kLoss] + position * a.each_stride, offset[kSampleWeight] + position * a.sample_stride};
+  };
 
   Real x[kClasses][kCount];
   const Storage* from =
@@ -97,12 +99,13 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
 #pragma unroll
   for (int p = 0; p < kCount; ++p) {
     const bool exists = p < lane.count;
-    code[p] = exists ? code_of(a.index, label[p]) : kIgnored;
-    ignored |= code[p] < 0;
-    if (exists && code[p] < 0 && (!shared || warp == 0)) {
-      ++found.ignored;
-      if (code[p] == kInvalid) found.invalid = first_target + p * lane.spread * a.target_stride;
+    code[p] = kIgnored;
+    if (exists) {
+      code[p] = note_code<Term>(a, label[p], first_target + p * lane.spread * a.target_stride,
+                                places_of(lane.first + static_cast<int64_t>(p) * lane.spread).sample,
+                                !shared || warp == 0, found);
     }
+    ignored |= code[p] < 0;
   }
   if (ignored) {
     // Whatever stands there, NaN included, becomes an ordinary position whose slope is 0.
@@ -119,11 +122,12 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
 #pragma unroll
     for (int p = 0; p < kCount; ++p) {
       const Real own = code[p] == 1 ? x[1][p] : x[0][p], other = code[p] == 1 ? x[0][p] : x[1][p];
-      const int64_t each = offset[kLoss] + (lane.first + static_cast<int64_t>(p) * lane.spread) * a.each_stride;
       Real gradient = 0;
-      if (p < lane.count)
-        gradient =
-            settle_margin<Term, Mode::kGradient>(a, scale, code[p], Math::between(own, other), each, true, found);
+      if (p < lane.count) {
+        gradient = settle_margin<Term, Mode::kGradient>(a, scale, code[p], Math::between(own, other),
+                                                        places_of(lane.first + static_cast<int64_t>(p) * lane.spread),
+                                                        true, found);
+      }
       slope[0][p] = code[p] == 1 ? -gradient : gradient;
       slope[1][p] = -slope[0][p];
     }
@@ -209,8 +213,8 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
       PositionGradient<Real> settled{0, 0};
       if (position < a.run) {
         const Real relative = far ? Math::between(shares.own[i], most) : Math::between_units(shares.own[i], most);
-        settled = settle_position<Term, Mode::kGradient>(a, scale, shares.code[i], relative, total,
-                                                         offset[kLoss] + position * a.each_stride, true, found);
+        settled = settle_position<Term, Mode::kGradient>(a, scale, shares.code[i], relative, total, places_of(position),
+                                                         true, found);
       }
       shares.most[i] = most;
       shares.own_slope[i] = settled.own;
@@ -228,9 +232,10 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
     for (int p = 0; p < kCount; ++p) {
       gradient[p] = {0, 0};
       if (p < lane.count) {
-        const int64_t each = offset[kLoss] + (lane.first + static_cast<int64_t>(p) * lane.spread) * a.each_stride;
         const Real relative = far ? Math::between(own[p], shift[p]) : Math::between_units(own[p], shift[p]);
-        gradient[p] = settle_position<Term, Mode::kGradient>(a, scale, code[p], relative, sum[p], each, true, found);
+        gradient[p] = settle_position<Term, Mode::kGradient>(
+            a, scale, code[p], relative, sum[p], places_of(lane.first + static_cast<int64_t>(p) * lane.spread), true,
+            found);
       }
     }
   }

@@ -120,6 +120,8 @@ bool as_strided(const Task& task, StridedElements<Real>& a, Grid& grid) {
   Positions all = ordered(task);
   a.class_dim = -1;
   a.dense = task.dense;
+  a.scores = static_cast<const Real*>(task.tensor[kScores].data);
+  a.lowest_target = static_cast<Real>(task.smoothing / 2);
   a.count = all.count * task.classes;
   if (task.classes > 1) {
     Dim dim{task.classes, {}};
@@ -142,14 +144,15 @@ bool as_strided(const Task& task, StridedElements<Real>& a, Grid& grid) {
 template <class Real, class Use>
 bool choose(const Task& task, const Use& use) {
   Grid grid{0, 0};
+  const bool plain = is_plain(task);
   if constexpr (std::is_same_v<Real, float>) {
     DenseElements<Real> dense{};
-    if (as_dense(task, dense, grid)) return use(dense, grid), true;
     RowsOfElements<Real> rows{};
     PlanesOfElements<Real> planes{};
-    if (task.classes > 1 && as_rows(task, rows, grid)) return use(rows, grid), true;
-    if (as_planes(task, planes, grid)) return use(planes, grid), true;
-    if (as_rows(task, rows, grid)) return use(rows, grid), true;
+    if (plain && as_dense(task, dense, grid)) return use(dense, grid), true;
+    if (plain && task.classes > 1 && as_rows(task, rows, grid)) return use(rows, grid), true;
+    if (plain && as_planes(task, planes, grid)) return use(planes, grid), true;
+    if (plain && as_rows(task, rows, grid)) return use(rows, grid), true;
   }
   StridedElements<Real> strided{};
   if (as_strided(task, strided, grid)) return use(strided, grid), true;
@@ -184,11 +187,12 @@ cudaError_t run_as(const Task& task, cudaStream_t stream) {
       error = a.gradient ? start<Term, Mode::kGradient, Storage>(a, grid, stream)
                          : start<Term, Mode::kLoss, Storage>(a, grid, stream);
     };
-    // Any strides are bound by addresses, not by arithmetic: one exponent is enough there.
-    if constexpr (!std::is_base_of_v<StridedElements<Real>, std::decay_t<decltype(a)>>) {
-      if (task.gamma == 2) return with(FocalTerm<Math, Exponent::kTwo>{});
+    if constexpr (std::is_base_of_v<StridedElements<Real>, std::decay_t<decltype(a)>>) {
+      with(TargetTerm<Math>{});
+    } else {
+      task.rule.gamma == 2 && !task.device_gamma ? with(FocalTerm<Math, Exponent::kTwo>{})
+                                                 : with(FocalTerm<Math, Exponent::kAny>{});
     }
-    with(FocalTerm<Math, Exponent::kAny>{});
   });
   return error;
 }

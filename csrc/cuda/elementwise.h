@@ -2,7 +2,7 @@
 //   rows     [N, C], classes contiguous, class index targets: a thread keeps its classes and goes from row to row
 //   planes   strided classes, class index targets: a thread keeps its positions and goes from class to class
 //   dense    targets shaped like the logits, all in the same flat memory
-//   strided  anything else, and float64: one element at a time
+//   strided  anything else, float64, and every loss and option but the plain focal loss: one element at a time
 // Almost every element is a negative. A vector is evaluated as negatives; ignored elements are taken out before and
 // positives patched in afterwards, in branches that few vectors enter.
 //   traffic        logits read once, gradient written once, labels once (from the caches, where classes share them)
@@ -30,8 +30,8 @@ constexpr int kVectorOf = 16 / static_cast<int>(sizeof(Storage));
 
 template <class Real>
 struct Elements : Arguments<Real> {
-  Real positive_weight, negative_weight;
-  int64_t ordinary;  // the label that almost all have: a negative for every class
+  Real positive_weight, negative_weight;  // without weights of classes
+  int64_t ordinary;                       // the label that almost all have: a negative for every class
   DenseRule dense_rule;
 };
 
@@ -81,7 +81,7 @@ class VectorOfElements {
   using Raw = Vector<Storage, kCount>;
 
   FOCAL_DEVICE VectorOfElements(const Elements<Real>& a, Real scale, Findings<Real>& found)
-      : a_(a), loss_(Term::hard(a.gamma)), scale_(scale), found_(found) {}
+      : a_(a), loss_(Term::hard(a.gamma())), scale_(scale), found_(found) {}
 
   static FOCAL_DEVICE Raw read(const Place<Storage>& place) {
     if (place.spread == 1 && place.count == kCount) return load_vector<Cache::kOnce, kCount>(place.logits);
@@ -131,10 +131,7 @@ class VectorOfElements {
       if (i >= place.count) continue;
       const bool is_positive = positives >> i & 1, is_ignored = ignored >> i & 1;
       Real weight = is_positive ? a_.positive_weight : a_.negative_weight;
-      if (a_.alpha) {
-        const Real alpha = load(a_.alpha + c);
-        weight = is_positive ? alpha : Real(1) - alpha;
-      }
+      if (a_.positive_weights) weight = load((is_positive ? a_.positive_weights : a_.negative_weights) + c);
       const Real sign = is_positive ? Real(1) : Real(-1);
       const ValueDeriv<Real> result = loss_(sign * Math::to_units(x[i]));
       const Real value = is_ignored ? Real(0) : weight * result.value;
@@ -228,7 +225,7 @@ class VectorOfElements {
       return;
     }
     const Real weight = target * a_.positive_weight + (Real(1) - target) * a_.negative_weight;
-    const ValueDeriv<Real> result = any_target<Term>(a_.gamma, Math::to_units(x), target);
+    const ValueDeriv<Real> result = any_target<Term>(a_.gamma(), Math::to_units(x), target);
     value = weight * result.value;
     slope = weight * scale_ * result.deriv;
   }
@@ -481,11 +478,13 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
   leave_partial(found, Term::Math::kUnit, a.partials);
 }
 
-// Every dimension by its strides, the class among them.
+// Every dimension by its strides, the class among them; every loss and every option.
 template <class Real>
 struct StridedElements : Elements<Real> {
-  Outer all;          // elements, the class among their dimensions
-  int32_t class_dim;  // which of them, or -1
+  const Real* scores;  // of positives, or null
+  Real lowest_target;  // a negative's: a positive's is 1 less that
+  Outer all;           // elements, the class among their dimensions
+  int32_t class_dim;   // which of them, or -1
   int64_t count;
   int32_t steps;
   bool dense;
@@ -504,9 +503,10 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
   for (int step = 0; step < a.steps && index < a.count; ++step, index += kElementThreads) {
     int64_t offset[kOperands];
     const int32_t c = static_cast<int32_t>(a.all.locate(index, offset, a.class_dim));
-    const Real alpha = a.alpha ? load(a.alpha + c) : Real(0);
-    const Real positive_weight = a.alpha ? alpha : a.positive_weight;
-    const Real negative_weight = a.alpha ? Real(1) - alpha : a.negative_weight;
+    const Real positive_weight = a.positive_weights ? load(a.positive_weights + c) : a.positive_weight;
+    const Real negative_weight = a.negative_weights ? load(a.negative_weights + c) : a.negative_weight;
+    const Real sample = a.sample_weights ? load(a.sample_weights + offset[kSampleWeight]) : Real(1);
+    const Real gamma = a.gammas ? load(a.gammas + c) : a.gamma();
     Real target = 0;
     bool counted = true, valid = true;
     if (a.dense) {
@@ -517,21 +517,23 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
       const int32_t code = code_of(a.index, load_label(a.targets, a.target_dtype, offset[kTargets]));
       counted = code != kIgnored;
       valid = code != kInvalid;
-      target = code == c ? Real(1) : Real(0);
+      if (code == c) target = a.scores ? load(a.scores + offset[kScores]) : Real(1);
     }
     if (!valid) found.invalid = offset[kTargets];
     Real value = 0, slope = 0;
-    if (counted && valid) {
-      const Real x = Math::to_units(to_real<Real>(load(static_cast<const Storage*>(a.logits) + offset[kLogits])));
-      const Real weight = target * positive_weight + (Real(1) - target) * negative_weight;
-      const ValueDeriv<Real> result = any_target<Term>(a.gamma, x, target);
+    if (!counted || !valid) {
+      ++found.ignored;
+    } else if (sample != Real(0)) {
+      target = a.lowest_target + (Real(1) - 2 * a.lowest_target) * target;
+      const Real x = to_real<Real>(load(static_cast<const Storage*>(a.logits) + offset[kLogits]));
+      const Real share = Share<Real>(a.rule.loss)(target);
+      const Real weight = sample * (share * positive_weight + (Real(1) - share) * negative_weight);
+      const ValueDeriv<Real> result = Term::of_target(a.rule, gamma, x, target);
       value = weight * result.value;
       if (mode == Mode::kGradient) {
         slope = weight * scale * result.deriv;
         if (a.upstream_each) slope *= load(a.upstream_each + offset[kUpstream]);
       }
-    } else {
-      ++found.ignored;
     }
     found.sum += value;
     if (a.loss) store(a.loss + offset[kLoss], value * Math::kUnit);

@@ -5,6 +5,7 @@ namespace focal::cuda {
 
 bool plan(Task& task) {
   if (!task.softmax) return plan_elementwise(task);
+  if (task.soft()) return plan_strided(task);
   return plan_rows(task) || plan_columns(task) || plan_strided(task);
 }
 

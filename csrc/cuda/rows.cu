@@ -95,7 +95,7 @@ constexpr StagedKernel kStaged[] = {
 bool cut_staged(const Task& task, StagedRows<float>& a, StagedKernel& kernel, Grid& grid) {
   const Positions positions = ordered(task);
   const int64_t classes = task.classes, bytes = storage_bytes(task.tensor[kLogits].dtype), vector = 16 / bytes;
-  if (classes > kStagedClasses || !assign(task, positions, a.at)) return false;
+  if (classes > kStagedClasses || !is_plain(task) || !assign(task, positions, a.at)) return false;
   const bool whole = classes % vector == 0;
 
   // The lanes and registers that waste the fewest instructions: about 9 a class, and 100 and more a row.
@@ -188,8 +188,10 @@ bool cut_direct(const Task& task, DirectRows<float>& a, int& count, Grid& grid) 
   return true;
 }
 
-template <class Term, class Storage>
+// The registers of a lane's classes leave none for more than the plain loss.
+template <class Storage>
 cudaError_t start(const StagedRows<float>& a, const StagedKernel& kernel, const Grid& grid, cudaStream_t stream) {
+  using Term = FocalTerm<BinaryMath<sizeof(Storage) == 4>, Exponent::kTwoOrAny>;
   cudaError_t error = cudaErrorInvalidValue;
   const auto try_one = [&](auto take, auto count) {
     if (kernel.take == take.value && kernel.count == count.value)
@@ -203,8 +205,9 @@ cudaError_t start(const StagedRows<float>& a, const StagedKernel& kernel, const 
   return error;
 }
 
-template <class Term, class Storage>
+template <class Storage>
 cudaError_t start(const DirectRows<float>& a, int vectors, const Grid& grid, cudaStream_t stream) {
+  using Term = MarginTerm<BinaryMath<sizeof(Storage) == 4>>;
   constexpr int kApart = apart(sizeof(Storage));
   if (vectors == 0) {
     if (a.whole) return FOCAL_LAUNCH(grid, stream, (rows_swept<Term, Storage, true>), a);
@@ -231,11 +234,10 @@ bool choose(const Task& task, const Use& use) {
 
 template <class Storage>
 cudaError_t run_as(const Task& task, cudaStream_t stream) {
-  using Term = FocalTerm<BinaryMath<sizeof(Storage) == 4>, Exponent::kTwoOrAny>;
   cudaError_t error = cudaErrorInvalidValue;
   choose(task, [&](auto& a, const auto& kernel, const Grid& grid) {
     set_numbers(task, a);
-    error = start<Term, Storage>(a, kernel, grid, stream);
+    error = start<Storage>(a, kernel, grid, stream);
   });
   return error;
 }

@@ -46,17 +46,6 @@ struct Relative {
   FOCAL_DEVICE float operator()(float x) const { return near(far ? x - shift : x); }
 };
 
-// A label's code; `counts`: one thread of those that share the row adds it to what was found. at: in the targets.
-template <class Real>
-FOCAL_DEVICE int32_t note_code(const Softmax<Real>& a, int64_t label, int64_t at, bool counts, Findings<Real>& found) {
-  const int32_t code = code_of(a.index, label);
-  if (code < 0) {
-    if (counts) ++found.ignored;
-    if (code == kInvalid) found.invalid = at;
-  }
-  return code;
-}
-
 FOCAL_DEVICE Line shared_line(const Line* from) {
 #if defined(__CUDA_ARCH__)
   return bit_cast<Line>(*reinterpret_cast<const uint4*>(from));

@@ -39,6 +39,7 @@ struct RowPlace {
 #pragma unroll
     for (int o = 0; o < kOperands; ++o) offset[o] += static_cast<int64_t>(row) * a.at.pitch[o];
   }
+  FOCAL_DEVICE OwnPlaces own() const { return {offset[kLoss], offset[kSampleWeight]}; }
 };
 
 // The same number, of which the compiler no longer knows that it has seen it.
@@ -161,7 +162,8 @@ __global__ void __launch_bounds__(kDirectThreads, 1) rows_direct(const DirectRow
     for (int j = 0; j < kVectors; ++j) raw[j] = share.template read<Cache::kOnce>(row, j);
     int64_t label = a.index.ignore_index;
     if (place.exists) label = load_label(a.targets, a.target_dtype, place.offset[kTargets]);
-    const int32_t code = note_code(a, label, place.offset[kTargets], thread == 0 && place.exists, found);
+    const int32_t code = note_code<Term>(a, label, place.offset[kTargets], place.offset[kSampleWeight],
+                                         thread == 0 && place.exists, found);
     Real own = 0;
     if (code >= 0) own = to_real<Real>(load(row + code));
 
@@ -207,8 +209,8 @@ __global__ void __launch_bounds__(kDirectThreads, 1) rows_direct(const DirectRow
     // Where the row lies is worked out again: to keep it would take the registers of four classes.
     const RowPlace again(a, unknown(number) + part);
     if (!again.exists) continue;
-    const PositionGradient<Real> gradient = settle_position<Term, Mode::kGradient>(
-        a, scale, code, relative(own), sum, again.offset[kLoss], thread == 0, found);
+    const PositionGradient<Real> gradient =
+        settle_position<Term, Mode::kGradient>(a, scale, code, relative(own), sum, again.own(), thread == 0, found);
     if (!a.gradient) continue;
     __syncwarp();  // a row of one warp has passed no barrier since its logits were read
     Storage* const to = static_cast<Storage*>(a.gradient) + again.offset[kGradient];
@@ -252,7 +254,8 @@ __global__ void __launch_bounds__(kSweptThreads) rows_swept(const DirectRows<flo
     const RowPlace place(a, number);
     const Storage* const row = static_cast<const Storage*>(a.logits) + place.offset[kLogits];
     const int64_t label = load_label(a.targets, a.target_dtype, place.offset[kTargets]);
-    const int32_t code = note_code(a, label, place.offset[kTargets], thread == 0, found);
+    const int32_t code =
+        note_code<Term>(a, label, place.offset[kTargets], place.offset[kSampleWeight], thread == 0, found);
     const Real own = code >= 0 ? to_real<Real>(load(row + code)) : Real(0);
     // A thread's share of the classes from `from` on, as numbers and without the target's.
     const auto read = [&](int from, Real(&x)[kVector]) {
@@ -286,7 +289,7 @@ __global__ void __launch_bounds__(kSweptThreads) rows_swept(const DirectRows<flo
     const Real shift = shift_of(largest);
     sum = over_row(before == lowest ? sum : sum * Math::exp(Math::between(before, shift)), kThreads, 1, Added());
     const PositionGradient<Real> gradient = settle_position<Term, Mode::kGradient>(
-        a, scale, code, Math::between(own, shift), sum, place.offset[kLoss], thread == 0, found);
+        a, scale, code, Math::between(own, shift), sum, place.own(), thread == 0, found);
     if (!a.gradient) continue;
 
     Storage* const to = static_cast<Storage*>(a.gradient) + place.offset[kGradient];

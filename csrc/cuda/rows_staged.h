@@ -201,7 +201,9 @@ __global__ void __launch_bounds__(kStagedThreads, staged_blocks(kCount)) rows_st
     for (int row = group; row < a.chunk_rows; row += groups) {
       const int number = chunk + row;  // in the block
       const bool exists = number < rows;
-      const int32_t code = note_code(a, label, place_of(kTargets, number), lane == 0 && exists, found);
+      const OwnPlaces own_places{place_of(kLoss, number), place_of(kSampleWeight, number)};
+      const int32_t code =
+          note_code<Term>(a, label, place_of(kTargets, number), own_places.sample, lane == 0 && exists, found);
       label = label_of(number + groups);
 
       // The target's logit is kept and leaves its place in shared memory to -inf.
@@ -243,7 +245,7 @@ __global__ void __launch_bounds__(kStagedThreads, staged_blocks(kCount)) rows_st
       }
       if (take != Take::kRow) sum = over_lanes(sum, lanes, Added());
       const PositionGradient<Real> gradient = settle_position<Term, Mode::kGradient>(
-          a, scale, code, relative(own), sum, place_of(kLoss, number), lane == 0 && exists, found);
+          a, scale, code, relative(own), sum, own_places, lane == 0 && exists, found);
       if (a.gradient) {
         part.write(x, gradient.others);
         if (own_at >= 0) *staging.element(own_at) = from_real<Storage>(gradient.own);

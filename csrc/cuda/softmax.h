@@ -24,12 +24,23 @@ void set_numbers(const Task& task, Softmax<Real>& a) {
   a.weight = static_cast<Real>(task.positive_weight);
 }
 
-// A position's label: its class, or a negative number where the position takes no part.
-template <class Real>
-FOCAL_DEVICE int32_t read_code(const Softmax<Real>& a, int64_t at, Findings<Real>& found) {
-  const int32_t code = code_of(a.index, load_label(a.targets, a.target_dtype, at));
-  if (code < 0) ++found.ignored;
-  if (code == kInvalid) found.invalid = at;
+// Where a position's own numbers lie: of an unreduced loss or its upstream, and of its sample's weight.
+struct OwnPlaces {
+  int64_t each, sample;
+};
+
+// A label's code, negative where the position takes no part; `counts`: one thread of those that share the position adds
+// it to what was found. at: in the targets. A sample's weight of 0 takes it out as well, but it counts.
+template <class Term, class Real>
+FOCAL_DEVICE int32_t note_code(const Softmax<Real>& a, int64_t label, int64_t at, int64_t sample, bool counts,
+                               Findings<Real>& found) {
+  const int32_t code = code_of(a.index, label);
+  if (code < 0) {
+    if (counts) ++found.ignored;
+    if (counts && code == kInvalid) found.invalid = at;
+  } else if (!Term::kPlain && a.sample_weights && load(a.sample_weights + sample) == Real(0)) {
+    return kIgnored;
+  }
   return code;
 }
 
@@ -45,36 +56,46 @@ struct PositionGradient {
   Real others;  // d loss / d x_j = others * e_j
 };
 
-// d loss / d x_t of a position with its margin in units of Math. each: its place in an unreduced loss or upstream.
+// What a position's loss is multiplied by besides the reduction's scale.
+template <class Term, class Real>
+FOCAL_DEVICE Real weight_of(const Softmax<Real>& a, int32_t code, const OwnPlaces& own) {
+  if (code < 0) return Real(0);
+  const Real weight = a.positive_weights ? load(a.positive_weights + code) : a.weight;
+  return !Term::kPlain && a.sample_weights ? weight * load(a.sample_weights + own.sample) : weight;
+}
+
+// d loss / d x_t of a position with its margin in units of Math.
 // counts: one thread of those that settle a position adds its loss and stores it.
 template <class Term, Mode mode, class Real>
-FOCAL_DEVICE Real settle_margin(const Softmax<Real>& a, Real scale, int32_t code, Real margin, int64_t each,
+FOCAL_DEVICE Real settle_margin(const Softmax<Real>& a, Real scale, int32_t code, Real margin, const OwnPlaces& own,
                                 bool counts, Findings<Real>& found) {
   using Math = typename Term::Math;
-  const ValueDeriv<Real> result = Term::hard(a.gamma)(code < 0 ? kNoMargin<Real> : margin);
+  const Real gamma = !Term::kPlain && a.gammas && code >= 0 ? load(a.gammas + code) : a.gamma();
+  const ValueDeriv<Real> result = Term::of_margin(a.rule, gamma, code < 0 ? kNoMargin<Real> : margin);
   if (!a.each) {
     if (counts) found.sum += a.weight * result.value;
     return a.weight * scale * result.deriv;
   }
   // One by one; an ignored position's gradient is 0 whatever its upstream is.
-  const Real weight = code < 0 ? Real(0) : a.alpha ? load(a.alpha + code) : a.weight;
+  const Real weight = weight_of<Term>(a, code, own);
   const Real value = weight * result.value;
   if (counts) {
     found.sum += value;
-    if (a.loss) store(a.loss + each, value * Math::kUnit);
+    if (a.loss) store(a.loss + own.each, value * Math::kUnit);
   }
   if (mode == Mode::kLoss || code < 0) return Real(0);
   const Real slope = weight * scale * result.deriv;
-  return a.upstream_each ? slope * load(a.upstream_each + each) : slope;
+  return a.upstream_each ? slope * load(a.upstream_each + own.each) : slope;
 }
 
-// The same from what the classes were summed to. own: the target's logit less the shift, in units of Math; sum: of
+// The same from what the classes were summed to. target: the target's logit less the shift, in units of Math; sum: of
 // exp(x_j - shift) over the other classes.
 template <class Term, Mode mode, class Real>
-FOCAL_DEVICE PositionGradient<Real> settle_position(const Softmax<Real>& a, Real scale, int32_t code, Real own,
-                                                    Real sum, int64_t each, bool counts, Findings<Real>& found) {
+FOCAL_DEVICE PositionGradient<Real> settle_position(const Softmax<Real>& a, Real scale, int32_t code, Real target,
+                                                    Real sum, const OwnPlaces& own, bool counts,
+                                                    Findings<Real>& found) {
   using Math = typename Term::Math;
-  const Real slope = settle_margin<Term, mode>(a, scale, code, own - Math::log(sum), each, counts, found);
+  const Real slope = settle_margin<Term, mode>(a, scale, code, target - Math::log(sum), own, counts, found);
   return {slope, sum == Real(0) ? Real(0) : -slope * reciprocal<Math>(sum)};
 }
 

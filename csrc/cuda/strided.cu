@@ -1,10 +1,9 @@
-// How a task is cut for strided.h.
-#include "cuda/strided.h"
-
+// How a task is cut for strided.h and soft.h.
 #include <algorithm>
 
 #include "cuda/engines.h"
 #include "cuda/plan.h"
+#include "cuda/soft.h"
 
 namespace focal::cuda {
 namespace {
@@ -13,7 +12,7 @@ template <class Real>
 bool cut(const Task& task, StridedSoftmax<Real>& a, Grid& grid) {
   const Positions positions = ordered(task);
   if (!a.positions.assign(positions.dims, positions.rank)) return false;
-  const Operand each = task.tensor[kLoss] ? kLoss : kUpstream;
+  const Operand each = each_of(task);
   for (int d = 0; d < positions.rank; ++d) a.positions.strides[d][kLoss] = positions.dims[d].stride[each];
   for (int o = 0; o < kOperands; ++o) a.class_stride[o] = task.tensor[o].class_stride;
   a.count = positions.count;
@@ -30,9 +29,17 @@ bool cut(const Task& task, StridedSoftmax<Real>& a, Grid& grid) {
 
 template <class Storage, class Math>
 cudaError_t run_as(const Task& task, cudaStream_t stream) {
-  using Term = FocalTerm<Math, Exponent::kAny>;
-  StridedSoftmax<typename Math::Real> a{};
+  using Term = MarginTerm<Math>;
+  using Real = typename Math::Real;
   Grid grid{0, 0};
+  if (task.soft()) {
+    SoftSoftmax<Real> a{};
+    if (!cut(task, a, grid)) return cudaErrorInvalidValue;
+    set_numbers(task, a);
+    if (task.tensor[kGradient]) return FOCAL_LAUNCH(grid, stream, (softmax_soft<Term, Mode::kGradient, Storage>), a);
+    return FOCAL_LAUNCH(grid, stream, (softmax_soft<Term, Mode::kLoss, Storage>), a);
+  }
+  StridedSoftmax<Real> a{};
   if (!cut(task, a, grid)) return cudaErrorInvalidValue;
   set_numbers(task, a);
   if (task.tensor[kGradient]) return FOCAL_LAUNCH(grid, stream, (softmax_strided<Term, Mode::kGradient, Storage>), a);

@@ -35,11 +35,8 @@ __global__ void __launch_bounds__(kStridedThreads) softmax_strided(const Strided
     const bool exists = position < a.count;
     int64_t offset[kOperands];
     a.positions.locate(exists ? position : 0, offset);
-    const int32_t code = exists ? code_of(a.index, load_label(a.targets, a.target_dtype, offset[kTargets])) : kIgnored;
-    if (exists && lane == 0) {
-      found.ignored += code < 0;
-      if (code == kInvalid) found.invalid = offset[kTargets];
-    }
+    const int64_t label = exists ? load_label(a.targets, a.target_dtype, offset[kTargets]) : a.index.ignore_index;
+    const int32_t code = note_code<Term>(a, label, offset[kTargets], offset[kSampleWeight], exists && lane == 0, found);
     const Storage* logits = static_cast<const Storage*>(a.logits) + offset[kLogits];
     const auto logit = [&](int32_t c) { return to_real<Real>(load(logits + c * a.class_stride[kLogits])); };
 
@@ -66,7 +63,9 @@ __global__ void __launch_bounds__(kStridedThreads) softmax_strided(const Strided
     const Real shift = shift_of(largest);
     const Real own = code >= 0 ? Math::between(logit(code), shift) : Real(0);
     PositionGradient<Real> gradient{0, 0};
-    if (exists) gradient = settle_position<Term, mode>(a, scale, code, own, sum, offset[kLoss], lane == 0, found);
+    if (exists)
+      gradient = settle_position<Term, mode>(a, scale, code, own, sum, OwnPlaces{offset[kLoss], offset[kSampleWeight]},
+                                             lane == 0, found);
     if (mode == Mode::kGradient) {
       __syncwarp();  // in place, every lane has read the target's logit
       Storage* to = static_cast<Storage*>(a.gradient) + offset[kGradient];

@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "layout.h"
+#include "math/relatives.h"
 #include "targets.h"
 
 namespace focal::cuda {
@@ -51,18 +52,23 @@ struct Scaling {
 struct Task {
   Positions positions;
   int64_t classes = 1;
-  Tensor tensor[kOperands];  // logits, gradient, targets, loss (unreduced), upstream (of an unreduced loss)
+  Tensor tensor[kOperands];  // of the upstream and the loss: those of an unreduced one
 
   bool softmax = false;
-  bool dense = false;  // sigmoid: targets have the logits' shape
+  bool dense = false;  // targets have the logits' shape
   IndexRule index{};
   DenseRule dense_rule{};
 
-  const void* alpha = nullptr;  // [classes] of the computing type, or null
+  LossRule rule;
+  double smoothing = 0;  // of labels: a positive's target is 1 - a negative's, smoothing / 2 (softmax: / classes)
+  // Of the classes, in the computing type, or null: weights as a positive and as a negative, gammas.
+  const void *positive_weights = nullptr, *negative_weights = nullptr, *gammas = nullptr;
+  const void* device_gamma = nullptr;  // one number of the computing type that takes the place of the rule's
   double positive_weight = 1;
   double negative_weight = 1;
-  double gamma = 0;
   Scaling scaling;
+
+  bool soft() const { return dense || smoothing > 0; }  // softmax: targets that are no class
 
   Engine engine = Engine::kStrided;
   int64_t blocks = 0;

@@ -44,6 +44,16 @@ FOCAL_INLINE Real modulator(Real q, Real minus_log_q, Real gamma) {
   return Math::exp(-gamma * minus_log_q);
 }
 
+// base^gamma for a base in [0, 1] whose logarithm is not at hand.
+template <class Math, Exponent exponent, class Real>
+FOCAL_INLINE Real power(Real base, Real gamma) {
+  if constexpr (exponent == Exponent::kAny || exponent == Exponent::kTwoOrAny) {
+    if (exponent == Exponent::kTwoOrAny && gamma == Real(2)) return base * base;
+    return Math::exp(-gamma * finite(-Math::log(base)));
+  }
+  return modulator<Math, exponent>(base, Real(0), gamma);
+}
+
 // What both terms share about a logit x, given in the units of Math: sigmoid(x), sigmoid(-x) and minus their logarithms.
 template <class Math>
 struct Logistic {
@@ -117,10 +127,11 @@ struct SoftFocal {
     const Real other = Real(1) - target;
     const Real m = s.p * other + s.q * target;
     const Real ce = target * s.minus_log_p + other * s.minus_log_q;
-    const Real weight =
-        modulator<Math, exponent>(m, exponent == Exponent::kAny ? finite(-Math::log(m)) : Real(0), gamma);
-    const Real quotient = m > Real(0) ? s.p * s.q * (other - target) * reciprocal<Math>(m) : Real(0) * m;
-    return {weight * ce, weight * ((s.p * other - s.q * target) + gamma * Math::kUnit * quotient * finite(ce))};
+    const Real weight = power<Math, exponent>(m, gamma);
+    // weight / m; where m = 0 what it multiplies is 0 too
+    const Real quotient = exponent == Exponent::kTwo ? m : m > Real(0) ? weight * reciprocal<Math>(m) : Real(0) * m;
+    const Real turn = s.p * s.q * (other - target);
+    return {weight * ce, weight * (s.p * other - s.q * target) + gamma * Math::kUnit * quotient * turn * finite(ce)};
   }
 };
 
@@ -138,6 +149,7 @@ struct Probe {
   static constexpr Real kUnguarded = std::numeric_limits<Real>::infinity();
   FOCAL_INLINE ValueDeriv<Real> unguarded(Real margin) const { return (*this)(margin); }
   FOCAL_INLINE ValueDeriv<Real> operator()(Real logit, Real target) const { return {logit * target, Real(1)}; }
+  FOCAL_INLINE ValueDeriv<Real> operator()(Real, Real, Real ce) const { return {ce, Real(1)}; }
 };
 
 }  // namespace focal

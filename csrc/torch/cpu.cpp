@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "torch/problem.h"
+#include "torch/operators.h"
 
 namespace focal::glue {
 namespace {
@@ -108,8 +108,9 @@ const char* op_name(Family family) { return family == Family::kSigmoid ? "sigmoi
   std::ostringstream text;
   text << op_name(problem.family) << ": expected ";
   if (problem.dense) {
-    text << "dense targets in [0, 1] or equal to ignore_index (" << problem.dense_rule.ignore_value << "), got "
-         << name_element(targets, position) << "; clamp or re-encode the targets.";
+    text << "dense targets " << (problem.dense_rule.binary ? "0, 1" : "in [0, 1]") << " or equal to ignore_index ("
+         << problem.dense_rule.ignore_value << "), got " << name_element(targets, position)
+         << "; clamp or re-encode the targets.";
     throw std::invalid_argument(text.str());
   }
   text << "class labels in [0, " << problem.classes << ")";
@@ -123,11 +124,7 @@ const char* op_name(Family family) { return family == Family::kSigmoid ? "sigmoi
 // Counts and checks the targets: all of them, or the first chunk alone.
 TargetCounts scan(const Problem& problem, const Tensor& targets, bool first_chunk = false) {
   cpu::ScanTask task;
-  for (int64_t d = 0; d < targets.dim(); ++d) {
-    Dim dim{targets.size(d), {}};
-    dim.stride[kTargets] = targets.stride(d);
-    task.positions.append(dim);
-  }
+  task.positions = counted_positions(problem, targets);
   task.targets = {targets.data_ptr(), problem.targets, 0};
   task.dense = problem.dense;
   task.index = problem.index;
@@ -139,12 +136,13 @@ TargetCounts scan(const Problem& problem, const Tensor& targets, bool first_chun
   const Kernels& kernels = cpu::kernels();
   for_chunks(task.chunks, [&](int64_t first, int64_t last) { kernels.scan(task, first, last); });
   const TargetCounts all = combine(task);
-  if (all.first_invalid >= 0) reject_targets(problem, targets, all.first_invalid);
+  const bool checked = !(problem.softmax() && problem.dense);  // those are weights, and only class 0 was read
+  if (checked && all.first_invalid >= 0) reject_targets(problem, targets, all.first_invalid);
   return all;
 }
 
-Task make_task(const Problem& problem, const Tensor& logits, const OperandTensors& operands,
-               const std::optional<Tensor>& alpha, const Numbers& numbers) {
+Task make_task(const Problem& problem, const Inputs& inputs, const OperandTensors& operands) {
+  const Tensor& logits = inputs.logits;
   Task task;
   int64_t class_strides[kOperands];
   task.positions = positions_of(problem, logits, operands, class_strides);
@@ -155,19 +153,9 @@ Task make_task(const Problem& problem, const Tensor& logits, const OperandTensor
   const int64_t bytes = logits.numel() * static_cast<int64_t>(logits.element_size());
   task.tensor[kGradient].stream = problem.family == Family::kSoftmax && task.tensor[kGradient] &&
                                   bytes >= kStreamBytes && task.tensor[kGradient].data != task.tensor[kLogits].data;
-  task.classes = problem.classes;
-  task.dense = problem.dense;
-  task.index = problem.index;
-  task.dense_rule = problem.dense_rule;
-  task.alpha = alpha ? alpha->data_ptr() : nullptr;
-  task.positive_weight = numbers.positive_weight;
-  task.negative_weight = numbers.negative_weight;
-  task.gamma = numbers.gamma;
-  if (problem.family == Family::kSigmoid) {
-    plan_elementwise(task);
-  } else {
-    plan_softmax(task);
-  }
+  set_numbers(task, problem, inputs);
+  if (inputs.gamma_is_scalar()) task.rule.gamma = read_number(*inputs.gamma);
+  problem.softmax() ? plan_softmax(task) : plan_elementwise(task);
   return task;
 }
 
@@ -198,47 +186,50 @@ void write_number(const Tensor& tensor, double value) {
   }
 }
 
+struct Cpu {
+  static std::tuple<Tensor, Tensor> forward(const Inputs& inputs, const std::optional<Tensor>& normalizer, double scale,
+                                            const Tensor* gradient);
+  static void backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& scale, bool filled,
+                       const Tensor& grad_logits);
+};
+
 // loss and, where a gradient tensor is given, the gradient for an upstream of 1. gradient may be the logits themselves.
-std::tuple<Tensor, Tensor> forward(Family family, const Tensor& logits, const Tensor& targets,
-                                   const std::optional<Tensor>& alpha, const std::optional<Tensor>& normalizer,
-                                   double scale, const Numbers& numbers, const Tensor* gradient) {
-  const Problem problem = describe(family, logits, targets, alpha, numbers);
-  const bool unreduced = numbers.reduction == Reduction::kNone;
+std::tuple<Tensor, Tensor> Cpu::forward(const Inputs& inputs, const std::optional<Tensor>& normalizer, double scale,
+                                        const Tensor* gradient) {
+  const Problem problem = describe(inputs);
+  const Tensor &logits = inputs.logits, &targets = inputs.targets;
+  const Reduction reduction = inputs.numbers.reduction;
+  const bool unreduced = reduction == Reduction::kNone;
   require(!(unreduced && gradient), "an unreduced loss has no gradient before its upstream is known");
   const bool inplace = gradient && gradient->data_ptr() == logits.data_ptr();
   const int64_t elements = logits.numel();
-  TargetCounts counts{targets.numel(), 0, -1};
+  TargetCounts counts{counted_positions(problem, targets).count, 0, -1};
   // Dense targets weigh as much as the logits, so they are counted on the way, taken to be all counted until then.
   // Where the first chunk has an ignored one, that would fail and cost a second pass of everything.
   const auto some_ignored = [&] {
-    return scan(problem, targets, true).counted < std::min<int64_t>(targets.numel(), cpu::kChunkElements);
+    return scan(problem, targets, true).counted < std::min<int64_t>(counts.counted, cpu::kChunkElements);
   };
-  const bool scanned = !problem.dense || inplace || numbers.reduction == Reduction::kPositives ||
-                       (numbers.reduction == Reduction::kMean && gradient && some_ignored());
+  const bool found_on_the_way = problem.dense && !problem.softmax();
+  const bool scanned = !found_on_the_way || inplace || reduction == Reduction::kPositives ||
+                       (reduction == Reduction::kMean && gradient && some_ignored());
   if (scanned) counts = scan(problem, targets);
-  const double per_position = family == Family::kSigmoid && !problem.dense ? static_cast<double>(problem.classes) : 1;
 
-  const ScalarType computing = problem.computing();
-  Tensor loss = !unreduced                   ? empty_scalar(computing, logits)
-                : family == Family::kSigmoid ? empty_contiguous_like(logits, computing)
-                                             : empty_contiguous_like(targets, computing);
+  Tensor loss = empty_loss(problem, inputs);
   Tensor final_scale = empty_scalar(ScalarType::Double, logits);
-  OperandTensors operands;
-  operands.tensor[kLogits] = &logits;
-  operands.tensor[kTargets] = &targets;
+  OperandTensors operands(inputs);
   operands.tensor[kGradient] = gradient;
   operands.tensor[kLoss] = unreduced ? &loss : nullptr;
-  Task task = make_task(problem, logits, operands, alpha, numbers);
+  Task task = make_task(problem, inputs, operands);
   if (elements == 0) task.chunks = 0;
   if (unreduced) expect_first_touch(loss);
   if (gradient && !inplace) expect_first_touch(*gradient);
 
   std::vector<double> partial_sums(static_cast<size_t>(task.chunks));
-  std::vector<cpu::DenseFindings> findings(problem.dense ? static_cast<size_t>(task.chunks) : 0);
+  std::vector<cpu::DenseFindings> findings(found_on_the_way ? static_cast<size_t>(task.chunks) : 0);
   if (!unreduced) task.partial_sums = partial_sums.data();
-  if (problem.dense) task.findings = findings.data();
+  if (found_on_the_way) task.findings = findings.data();
   const auto scale_for = [&](int64_t counted) {
-    return reduction_scale(numbers.reduction, scale, normalizer, static_cast<double>(counted) * per_position,
+    return reduction_scale(reduction, scale, normalizer, static_cast<double>(counted * problem.elements_per_count()),
                            static_cast<double>(counts.positives));
   };
   task.gradient_scale = scale_for(counts.counted);
@@ -254,7 +245,7 @@ std::tuple<Tensor, Tensor> forward(Family family, const Tensor& logits, const Te
   // Some were ignored after all: a mean's gradient has to be made again.
   if (!scanned && ignored > 0) {
     counts.counted -= ignored;
-    if (gradient && numbers.reduction == Reduction::kMean) {
+    if (gradient && reduction == Reduction::kMean) {
       task.gradient_scale = scale_for(counts.counted);
       task.partial_sums = nullptr;
       run(task);
@@ -266,67 +257,21 @@ std::tuple<Tensor, Tensor> forward(Family family, const Tensor& logits, const Te
   return {loss, final_scale};
 }
 
-void backward(Family family, const Tensor& grad_loss, const Tensor& logits, const Tensor& targets,
-              const std::optional<Tensor>& alpha, const Tensor& scale, const Numbers& numbers, bool filled,
-              const Tensor& grad_logits) {
-  const bool unreduced = numbers.reduction == Reduction::kNone;
+void Cpu::backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& scale, bool filled,
+                   const Tensor& grad_logits) {
+  const bool unreduced = inputs.numbers.reduction == Reduction::kNone;
   const double upstream = unreduced ? 1 : read_number(grad_loss);
   if (filled && upstream == 1) return;
-  const Problem problem = describe(family, logits, targets, alpha, numbers);
-  require(grad_logits.dim() == logits.dim() && grad_logits.numel() == logits.numel() &&
-              grad_logits.scalar_type() == logits.scalar_type(),
-          "grad_logits must be like the logits");
-  OperandTensors operands;
-  operands.tensor[kLogits] = &logits;
-  operands.tensor[kTargets] = &targets;
+  const Problem problem = describe(inputs);
+  require_grad_loss(problem, inputs, grad_loss);
+  OperandTensors operands(inputs);
   operands.tensor[kGradient] = &grad_logits;
   operands.tensor[kUpstream] = unreduced ? &grad_loss : nullptr;
-  if (unreduced) {
-    require(grad_loss.scalar_type() == problem.computing() &&
-                grad_loss.dim() == (family == Family::kSigmoid ? logits.dim() : targets.dim()),
-            "grad_loss must be like the loss");
-  }
-  Task task = make_task(problem, logits, operands, alpha, numbers);
-  if (logits.numel() == 0) return;
+  Task task = make_task(problem, inputs, operands);
+  if (inputs.logits.numel() == 0) return;
   task.gradient_scale = unreduced ? 1 : read_number(scale) * upstream;
   if (!filled) expect_first_touch(grad_logits);
   run(task);
-}
-
-template <Family family>
-std::tuple<Tensor, Tensor, Tensor> focal_loss(Tensor logits, Tensor targets, std::optional<Tensor> alpha,
-                                              std::optional<Tensor> normalizer, double scale, double positive_weight,
-                                              double negative_weight, double gamma, int64_t class_dim,
-                                              int64_t ignore_index, int64_t background_index, int64_t reduction,
-                                              bool with_gradient) {
-  const Numbers numbers{positive_weight,  negative_weight,     gamma, class_dim, ignore_index,
-                        background_index, Reduction(reduction)};
-  const int64_t zero = 0, one = 1;
-  Tensor gradient =
-      with_gradient ? empty_gradient(logits) : empty_strided(&zero, &one, 1, logits.scalar_type(), logits);
-  auto [loss, final_scale] =
-      forward(family, logits, targets, alpha, normalizer, scale, numbers, with_gradient ? &gradient : nullptr);
-  return {loss, final_scale, gradient};
-}
-
-template <Family family>
-std::tuple<Tensor, Tensor> focal_loss_inplace(Tensor logits, Tensor targets, std::optional<Tensor> alpha,
-                                              std::optional<Tensor> normalizer, double scale, double positive_weight,
-                                              double negative_weight, double gamma, int64_t class_dim,
-                                              int64_t ignore_index, int64_t background_index, int64_t reduction) {
-  const Numbers numbers{positive_weight,  negative_weight,     gamma, class_dim, ignore_index,
-                        background_index, Reduction(reduction)};
-  return forward(family, logits, targets, alpha, normalizer, scale, numbers, &logits);
-}
-
-template <Family family>
-void focal_loss_backward(Tensor grad_loss, Tensor logits, Tensor targets, std::optional<Tensor> alpha, Tensor scale,
-                         double positive_weight, double negative_weight, double gamma, int64_t class_dim,
-                         int64_t ignore_index, int64_t background_index, int64_t reduction, bool filled,
-                         Tensor grad_logits) {
-  const Numbers numbers{positive_weight,  negative_weight,     gamma, class_dim, ignore_index,
-                        background_index, Reduction(reduction)};
-  backward(family, grad_loss, logits, targets, alpha, scale, numbers, filled, grad_logits);
 }
 
 std::tuple<Tensor, Tensor> probe(Tensor margin, double gamma) {
@@ -347,12 +292,7 @@ std::tuple<Tensor, Tensor> probe(Tensor margin, double gamma) {
 
 STABLE_TORCH_LIBRARY_IMPL(focal_cuda, CPU, library) {
   library.impl("margin_probe", TORCH_BOX(&probe));
-  library.impl("sigmoid_focal_loss", TORCH_BOX(&focal_loss<Family::kSigmoid>));
-  library.impl("softmax_focal_loss", TORCH_BOX(&focal_loss<Family::kSoftmax>));
-  library.impl("sigmoid_focal_loss_inplace", TORCH_BOX(&focal_loss_inplace<Family::kSigmoid>));
-  library.impl("softmax_focal_loss_inplace", TORCH_BOX(&focal_loss_inplace<Family::kSoftmax>));
-  library.impl("sigmoid_focal_loss_backward", TORCH_BOX(&focal_loss_backward<Family::kSigmoid>));
-  library.impl("softmax_focal_loss_backward", TORCH_BOX(&focal_loss_backward<Family::kSoftmax>));
+  register_losses<Cpu>(library);
 }
 
 }  // namespace focal::glue

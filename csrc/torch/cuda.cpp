@@ -13,7 +13,7 @@
 
 #include "cuda/probe.cuh"
 #include "cuda/task.h"
-#include "torch/problem.h"
+#include "torch/operators.h"
 
 namespace focal::glue {
 namespace {
@@ -86,11 +86,12 @@ void check_launch(cudaError_t error) {
   throw std::runtime_error(text);
 }
 
-void require_same_device(const Tensor& logits, const Tensor& other, const char* what) {
+void require_same_device(const Tensor& logits, const Tensor& other) {
 #if !defined(FOCAL_SIMT)
-  require(other.is_cuda() && other.get_device_index() == logits.get_device_index(), what);
+  require(other.is_cuda() && other.get_device_index() == logits.get_device_index(),
+          "all tensors must be on the logits' device");
 #else
-  (void)logits, (void)other, (void)what;
+  (void)logits, (void)other;
 #endif
 }
 
@@ -98,40 +99,27 @@ cuda::Tensor tensor_of(const Tensor& tensor, int64_t class_stride) {
   return {tensor.data_ptr(), dtype_of(tensor), class_stride};
 }
 
-cuda::Task make_task(const Problem& problem, const Tensor& logits, const OperandTensors& operands,
-                     const std::optional<Tensor>& alpha, const Numbers& numbers) {
+// The task, planned. Logits without an element have no plan.
+cuda::Task make_task(const Problem& problem, const Inputs& inputs, const OperandTensors& operands) {
   cuda::Task task;
   int64_t class_strides[kOperands];
-  task.positions = positions_of(problem, logits, operands, class_strides);
+  task.positions = positions_of(problem, inputs.logits, operands, class_strides);
   for (int o = 0; o < kOperands; ++o) {
     if (operands.tensor[o]) task.tensor[o] = tensor_of(*operands.tensor[o], class_strides[o]);
   }
-  task.softmax = problem.family == Family::kSoftmax;
-  task.classes = problem.classes;
-  task.dense = problem.dense;
-  task.index = problem.index;
-  task.dense_rule = problem.dense_rule;
-  task.alpha = alpha ? alpha->data_ptr() : nullptr;
-  task.positive_weight = numbers.positive_weight;
-  task.negative_weight = numbers.negative_weight;
-  task.gamma = numbers.gamma;
-  return task;
-}
-
-void plan(cuda::Task& task, const Tensor& logits) {
-  if (logits.numel() > 0 && !cuda::plan(task))
+  task.softmax = problem.softmax();
+  set_numbers(task, problem, inputs);
+  if (inputs.gamma_is_scalar()) task.device_gamma = inputs.gamma->data_ptr();
+  if (inputs.logits.numel() > 0 && !cuda::plan(task))
     throw std::invalid_argument(
         "focal_cuda operator: expected logits and targets whose memory is walked in at most 12 nested strides, got "
         "more; call .contiguous() on them.");
+  return task;
 }
 
 cuda::ScanTask scan_task(const Problem& problem, const Tensor& targets) {
   cuda::ScanTask task;
-  for (int64_t d = 0; d < targets.dim(); ++d) {
-    Dim dim{targets.size(d), {}};
-    dim.stride[kTargets] = targets.stride(d);
-    task.positions.append(dim);
-  }
+  task.positions = counted_positions(problem, targets);
   task.targets = tensor_of(targets, 0);
   task.dense = problem.dense;
   task.index = problem.index;
@@ -175,55 +163,53 @@ class Workspace {
   char* next_;
 };
 
+struct Cuda {
+  static std::tuple<Tensor, Tensor> forward(const Inputs& inputs, const std::optional<Tensor>& normalizer, double scale,
+                                            const Tensor* gradient);
+  static void backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& scale, bool filled,
+                       const Tensor& grad_logits);
+};
+
 // loss and, where a gradient tensor is given, the gradient for an upstream of 1. gradient may be the logits themselves.
-std::tuple<Tensor, Tensor> forward(Family family, const Tensor& logits, const Tensor& targets,
-                                   const std::optional<Tensor>& alpha, const std::optional<Tensor>& normalizer,
-                                   double scale, const Numbers& numbers, const Tensor* gradient) {
+std::tuple<Tensor, Tensor> Cuda::forward(const Inputs& inputs, const std::optional<Tensor>& normalizer, double scale,
+                                         const Tensor* gradient) {
+  const Tensor &logits = inputs.logits, &targets = inputs.targets;
   const OnDeviceOf device(logits);
   const cudaStream_t stream = device.stream();
-  const Problem problem = describe(family, logits, targets, alpha, numbers);
-  require_same_device(logits, targets, "targets must be on the logits' device");
-  if (alpha) require_same_device(logits, *alpha, "alpha must be on the logits' device");
+  const Problem problem = describe(inputs);
+  inputs.for_tensors([&](const Tensor& tensor) { require_same_device(logits, tensor); });
   if (normalizer) {
     require(normalizer->numel() == 1, "normalizer must be one number");
-    require_same_device(logits, *normalizer, "normalizer must be on the logits' device");
+    require_same_device(logits, *normalizer);
   }
-  const bool unreduced = numbers.reduction == Reduction::kNone, mean = numbers.reduction == Reduction::kMean;
+  const Reduction reduction = inputs.numbers.reduction;
+  const bool unreduced = reduction == Reduction::kNone, mean = reduction == Reduction::kMean;
   require(!(unreduced && gradient), "an unreduced loss has no gradient before its upstream is known");
   const bool inplace = gradient && gradient->data_ptr() == logits.data_ptr();
   const bool has_elements = logits.numel() > 0;
-  const double per_position = family == Family::kSigmoid && !problem.dense ? static_cast<double>(problem.classes) : 1;
-  const double everything = static_cast<double>(targets.numel()) * per_position;
+  const double per_position = static_cast<double>(problem.elements_per_count());
+  const double everything = static_cast<double>(counted_positions(problem, targets).count) * per_position;
   // A mean's loss alone needs its count last. Its gradient needs it first: labels weigh little and are counted. Dense
   // targets weigh as much as the logits, so all are taken to count, and where some do not the gradient is made again.
-  const bool hopeful = mean && gradient && problem.dense && !inplace;
-  const bool counts_first =
-      has_elements && (numbers.reduction == Reduction::kPositives || (mean && gradient && !hopeful));
+  const bool hopeful = mean && gradient && problem.dense && !problem.softmax() && !inplace;
+  const bool counts_first = has_elements && (reduction == Reduction::kPositives || (mean && gradient && !hopeful));
   const bool settles = counts_first || normalizer;
 
-  const ScalarType computing = problem.computing();
-  Tensor loss = !unreduced                   ? empty_scalar(computing, logits)
-                : family == Family::kSigmoid ? empty_contiguous_like(logits, computing)
-                                             : empty_contiguous_like(targets, computing);
+  Tensor loss = empty_loss(problem, inputs);
   Tensor applied = empty_scalar(ScalarType::Double, logits);
-  OperandTensors operands;
-  operands.tensor[kLogits] = &logits;
-  operands.tensor[kTargets] = &targets;
+  OperandTensors operands(inputs);
   operands.tensor[kGradient] = gradient;
   operands.tensor[kLoss] = unreduced ? &loss : nullptr;
-  cuda::Task task = make_task(problem, logits, operands, alpha, numbers);
-  plan(task, logits);
+  cuda::Task task = make_task(problem, inputs, operands);
   cuda::ScanTask labels;
   if (counts_first) labels = scan_task(problem, targets);
-  const Workspace workspace_memory(
-      labels.blocks * sizeof(cuda::Counts) + task.blocks * sizeof(cuda::Partial) + 2 * sizeof(double), logits);
-  Workspace workspace = workspace_memory;
+  Workspace workspace(labels.blocks * sizeof(cuda::Counts) + task.blocks * sizeof(cuda::Partial) + 2 * sizeof(double),
+                      logits);
   labels.counts = workspace.take<cuda::Counts>(labels.blocks);
   task.partials = workspace.take<cuda::Partial>(task.blocks);
 
   Reach reach;
-  for (const Tensor* input : {&logits, &targets}) reach.read(*input);
-  if (alpha) reach.read(*alpha);
+  inputs.for_tensors([&](const Tensor& tensor) { reach.read(tensor); });
   if (normalizer) reach.read(*normalizer);
   for (const Tensor* output :
        {&static_cast<const Tensor&>(loss), &static_cast<const Tensor&>(applied), &workspace.memory()})
@@ -233,7 +219,7 @@ std::tuple<Tensor, Tensor> forward(Family family, const Tensor& logits, const Te
   double* const applied_scale = static_cast<double*>(applied.data_ptr());
   if (settles) {
     cuda::ScaleRule rule;
-    rule.reduction = static_cast<int>(numbers.reduction);
+    rule.reduction = static_cast<int>(reduction);
     rule.scale = scale;
     rule.per_position = per_position;
     if (normalizer) {
@@ -281,43 +267,34 @@ bool is_expanded_number(const Tensor& tensor) {
   return true;
 }
 
-void backward(Family family, const Tensor& grad_loss, const Tensor& logits, const Tensor& targets,
-              const std::optional<Tensor>& alpha, const Tensor& scale, const Numbers& numbers, bool filled,
-              const Tensor& grad_logits) {
+void Cuda::backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& scale, bool filled,
+                    const Tensor& grad_logits) {
+  const Tensor& logits = inputs.logits;
   const OnDeviceOf device(logits);
-  const Problem problem = describe(family, logits, targets, alpha, numbers);
-  const bool unreduced = numbers.reduction == Reduction::kNone;
-  require(grad_logits.dim() == logits.dim() && grad_logits.numel() == logits.numel() &&
-              grad_logits.scalar_type() == logits.scalar_type(),
-          "grad_logits must be like the logits");
-  require(grad_loss.scalar_type() == problem.computing() &&
-              (unreduced ? grad_loss.dim() == (family == Family::kSigmoid ? logits.dim() : targets.dim())
-                         : grad_loss.numel() == 1),
-          "grad_loss must be like the loss");
-  for (const Tensor* other : {&targets, &grad_loss, &scale, &grad_logits})
-    require_same_device(logits, *other, "all tensors must be on the logits' device");
+  const Problem problem = describe(inputs);
+  const bool unreduced = inputs.numbers.reduction == Reduction::kNone;
+  require_grad_loss(problem, inputs, grad_loss);
+  inputs.for_tensors([&](const Tensor& tensor) { require_same_device(logits, tensor); });
+  for (const Tensor* other : {&grad_loss, &scale, &grad_logits}) require_same_device(logits, *other);
   if (logits.numel() == 0) return;
   const bool each = unreduced && !is_expanded_number(grad_loss);
-  OperandTensors operands;
-  operands.tensor[kLogits] = &logits;
-  operands.tensor[kTargets] = &targets;
+  OperandTensors operands(inputs);
   operands.tensor[kGradient] = &grad_logits;
   operands.tensor[kUpstream] = each ? &grad_loss : nullptr;
-  cuda::Task task = make_task(problem, logits, operands, alpha, numbers);
-  plan(task, logits);
+  cuda::Task task = make_task(problem, inputs, operands);
   if (!unreduced) task.scaling.device_scale = static_cast<const double*>(scale.data_ptr());
   if (!each) task.scaling.upstream = grad_loss.data_ptr();
   task.scaling.filled = filled;
   Reach reach;
-  for (const Tensor* input : {&logits, &targets, &grad_loss, &scale}) reach.read(*input);
-  if (alpha) reach.read(*alpha);
+  inputs.for_tensors([&](const Tensor& tensor) { reach.read(tensor); });
+  for (const Tensor* input : {&grad_loss, &scale}) reach.read(*input);
   reach.write(grad_logits, !filled);
   check_launch(cuda::run(task, device.stream()));
 }
 
 void scale(Tensor gradient, Tensor factor) {
   const OnDeviceOf device(gradient);
-  require_same_device(gradient, factor, "factor must be on the gradient's device");
+  require_same_device(gradient, factor);
   const DType dtype = dtype_of(gradient);
   require(is_floating(dtype) && factor.numel() == 1 &&
               dtype_of(factor) == (dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32),
@@ -332,42 +309,6 @@ void scale(Tensor gradient, Tensor factor) {
   reach.read(factor);
   reach.write(gradient, false);
   check_launch(cuda::scale(positions, tensor_of(gradient, 0), factor.data_ptr(), device.stream()));
-}
-
-template <Family family>
-std::tuple<Tensor, Tensor, Tensor> focal_loss(Tensor logits, Tensor targets, std::optional<Tensor> alpha,
-                                              std::optional<Tensor> normalizer, double scale, double positive_weight,
-                                              double negative_weight, double gamma, int64_t class_dim,
-                                              int64_t ignore_index, int64_t background_index, int64_t reduction,
-                                              bool with_gradient) {
-  const Numbers numbers{positive_weight,  negative_weight,     gamma, class_dim, ignore_index,
-                        background_index, Reduction(reduction)};
-  const int64_t zero = 0, one = 1;
-  Tensor gradient =
-      with_gradient ? empty_gradient(logits) : empty_strided(&zero, &one, 1, logits.scalar_type(), logits);
-  auto [loss, applied] =
-      forward(family, logits, targets, alpha, normalizer, scale, numbers, with_gradient ? &gradient : nullptr);
-  return {loss, applied, gradient};
-}
-
-template <Family family>
-std::tuple<Tensor, Tensor> focal_loss_inplace(Tensor logits, Tensor targets, std::optional<Tensor> alpha,
-                                              std::optional<Tensor> normalizer, double scale, double positive_weight,
-                                              double negative_weight, double gamma, int64_t class_dim,
-                                              int64_t ignore_index, int64_t background_index, int64_t reduction) {
-  const Numbers numbers{positive_weight,  negative_weight,     gamma, class_dim, ignore_index,
-                        background_index, Reduction(reduction)};
-  return forward(family, logits, targets, alpha, normalizer, scale, numbers, &logits);
-}
-
-template <Family family>
-void focal_loss_backward(Tensor grad_loss, Tensor logits, Tensor targets, std::optional<Tensor> alpha, Tensor scale,
-                         double positive_weight, double negative_weight, double gamma, int64_t class_dim,
-                         int64_t ignore_index, int64_t background_index, int64_t reduction, bool filled,
-                         Tensor grad_logits) {
-  const Numbers numbers{positive_weight,  negative_weight,     gamma, class_dim, ignore_index,
-                        background_index, Reduction(reduction)};
-  backward(family, grad_loss, logits, targets, alpha, scale, numbers, filled, grad_logits);
 }
 
 std::tuple<Tensor, Tensor> probe(Tensor margin, double gamma) {
@@ -402,12 +343,7 @@ std::tuple<Tensor, Tensor> probe(Tensor margin, double gamma) {
 STABLE_TORCH_LIBRARY_IMPL(focal_cuda, FOCAL_DISPATCH_KEY, library) {
   library.impl("margin_probe", TORCH_BOX(&probe));
   library.impl("scale_", TORCH_BOX(&scale));
-  library.impl("sigmoid_focal_loss", TORCH_BOX(&focal_loss<Family::kSigmoid>));
-  library.impl("softmax_focal_loss", TORCH_BOX(&focal_loss<Family::kSoftmax>));
-  library.impl("sigmoid_focal_loss_inplace", TORCH_BOX(&focal_loss_inplace<Family::kSigmoid>));
-  library.impl("softmax_focal_loss_inplace", TORCH_BOX(&focal_loss_inplace<Family::kSoftmax>));
-  library.impl("sigmoid_focal_loss_backward", TORCH_BOX(&focal_loss_backward<Family::kSigmoid>));
-  library.impl("softmax_focal_loss_backward", TORCH_BOX(&focal_loss_backward<Family::kSoftmax>));
+  register_losses<Cuda>(library);
 }
 
 }  // namespace focal::glue

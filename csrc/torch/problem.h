@@ -13,6 +13,7 @@
 #include <string>
 
 #include "layout.h"
+#include "math/relatives.h"
 #include "targets.h"
 
 namespace focal::glue {
@@ -47,39 +48,81 @@ inline DType dtype_of(const Tensor& tensor) {
 
 inline bool is_floating(DType dtype) { return dtype <= DType::kBFloat16; }
 
-// The numbers of a call, in the order of the schemas.
+// What a call says besides its tensors, in the order of the schemas.
 struct Numbers {
-  double positive_weight, negative_weight, gamma;
+  double positive_weight, negative_weight, gamma, smoothing;
+  Loss loss;
+  double parameter[4];
   int64_t class_dim, ignore_index, background_index;
   Reduction reduction;
 };
 
+// What a loss is of.
+struct Inputs {
+  Family family;
+  Tensor logits, targets;
+  std::optional<Tensor> weights;  // [2, C] as a positive and as a negative (sigmoid), [C] (softmax)
+  std::optional<Tensor> gamma;    // one number, or [C]
+  std::optional<Tensor> sample_weight, scores;
+  Numbers numbers;
+
+  // Whether gamma is one number that is known on the device alone.
+  bool gamma_is_scalar() const { return gamma && gamma->numel() == 1; }
+  // Calls visit(tensor) with every tensor there is.
+  template <class Visit>
+  void for_tensors(const Visit& visit) const {
+    visit(logits);
+    visit(targets);
+    for (const auto* optional : {&weights, &gamma, &sample_weight, &scores}) {
+      if (*optional) visit(**optional);
+    }
+  }
+};
+
+// One number for each logit, or for each position of the logits.
+inline void require_shape(const Tensor& tensor, const Tensor& logits, int64_t class_dim, bool of_positions,
+                          const char* what) {
+  const auto sizes = logits.sizes(), own = tensor.sizes();
+  const bool with_class = tensor.dim() == logits.dim();
+  require((with_class && !of_positions) || (class_dim >= 0 && tensor.dim() == logits.dim() - 1), what);
+  for (int64_t d = 0, t = 0; d < logits.dim(); ++d) {
+    if (!with_class && d == class_dim) continue;
+    require(sizes[d] == own[t++], what);
+  }
+}
+
 // The shape of a call: which dimensions are positions, which is the class, and how the targets are read.
 struct Problem {
   Family family;
-  bool dense;         // targets have the logits' shape (sigmoid)
-  int64_t class_dim;  // -1: every dimension is a position (dense without a weight per class)
+  bool dense;         // targets have the logits' shape
+  int64_t class_dim;  // -1: every dimension is a position (sigmoid, dense, nothing by class)
   int64_t classes;    // 1 without a class dimension
   DType logits, targets;
   IndexRule index;
   DenseRule dense_rule;
 
   ScalarType computing() const { return logits == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
+  bool softmax() const { return family == Family::kSoftmax; }
+  // Elements of the loss for each target that is counted.
+  int64_t elements_per_count() const { return softmax() || dense ? 1 : classes; }
 };
 
-inline Problem describe(Family family, const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& alpha,
-                        const Numbers& numbers) {
+inline Problem describe(const Inputs& inputs) {
+  const Tensor &logits = inputs.logits, &targets = inputs.targets;
+  const Numbers& numbers = inputs.numbers;
   Problem problem{};
-  problem.family = family;
+  problem.family = inputs.family;
   problem.logits = dtype_of(logits);
   problem.targets = dtype_of(targets);
   require(is_floating(problem.logits), "logits must be floating point");
   const int64_t rank = logits.dim();
-  problem.dense = family == Family::kSigmoid && targets.dim() == rank;
+  const bool sigmoid = inputs.family == Family::kSigmoid,
+             by_class = inputs.weights || (inputs.gamma && !inputs.gamma_is_scalar());
+  problem.dense = targets.dim() == rank;
   require(problem.dense || targets.dim() == rank - 1, "targets have a shape that fits no form");
-  problem.class_dim = problem.dense && !alpha ? -1 : numbers.class_dim;
-  require(problem.class_dim >= -1 && problem.class_dim < rank, "class_dim is out of range");
-  require(problem.dense || problem.class_dim >= 0, "class_dim is out of range");
+  problem.class_dim = sigmoid && problem.dense && !by_class ? -1 : numbers.class_dim;
+  require(problem.class_dim >= (sigmoid && problem.dense ? -1 : 0) && problem.class_dim < rank,
+          "class_dim is out of range");
   const auto sizes = logits.sizes(), target_sizes = targets.sizes();
   for (int64_t d = 0, t = 0; d < rank; ++d) {
     if (!problem.dense && d == problem.class_dim) continue;
@@ -88,23 +131,78 @@ inline Problem describe(Family family, const Tensor& logits, const Tensor& targe
   problem.classes = problem.class_dim < 0 ? 1 : sizes[problem.class_dim];
   require(problem.classes <= std::numeric_limits<int32_t>::max(), "there are more than 2^31 classes");
   require(problem.dense || !is_floating(problem.targets), "class index targets must be integers");
-  if (alpha) {
-    require(alpha->dim() == 1 && alpha->numel() == problem.classes && alpha->is_contiguous() &&
-                alpha->scalar_type() == problem.computing(),
-            "alpha must be a contiguous tensor of one number per class in the computing type");
+  const auto require_numbers = [&](const std::optional<Tensor>& tensor, int64_t count, const char* what) {
+    require(!tensor ||
+                (tensor->numel() == count && tensor->is_contiguous() && tensor->scalar_type() == problem.computing()),
+            what);
+  };
+  require_numbers(inputs.weights, sigmoid ? 2 * problem.classes : problem.classes,
+                  "weights must be contiguous numbers of the computing type, one for each class and role");
+  require_numbers(inputs.gamma, inputs.gamma_is_scalar() ? 1 : problem.classes,
+                  "gamma must be a contiguous number of the computing type, or one for each class");
+  if (inputs.sample_weight) {
+    require(is_floating(dtype_of(*inputs.sample_weight)), "sample_weight must be floating point");
+    require_shape(*inputs.sample_weight, logits, problem.class_dim, !sigmoid, "sample_weight must be like the loss");
   }
-  const bool sigmoid = family == Family::kSigmoid;
+  if (inputs.scores) {
+    require(sigmoid && !problem.dense && is_floating(dtype_of(*inputs.scores)), "scores go with class labels");
+    require_shape(*inputs.scores, logits, problem.class_dim, true, "scores must be like the targets");
+  }
   const int64_t background =
       sigmoid && numbers.background_index == kNoBackground ? problem.classes : numbers.background_index;
   problem.index = {problem.classes, numbers.ignore_index, background, sigmoid};
-  problem.dense_rule = {static_cast<double>(numbers.ignore_index)};
+  problem.dense_rule = {
+      static_cast<double>(numbers.ignore_index), sigmoid ? 1 : std::numeric_limits<double>::infinity(),
+      numbers.loss == Loss::kGaussian ? 1 : std::numeric_limits<float>::denorm_min(),
+      sigmoid &&
+          (numbers.loss == Loss::kShaped || numbers.loss == Loss::kModulator || numbers.loss == Loss::kAsymmetric)};
   return problem;
+}
+
+// What the CPU's and the GPU's tasks have alike.
+template <class Task>
+void set_numbers(Task& task, const Problem& problem, const Inputs& inputs) {
+  const Numbers& numbers = inputs.numbers;
+  task.classes = problem.classes;
+  task.dense = problem.dense;
+  task.index = problem.index;
+  task.dense_rule = problem.dense_rule;
+  task.rule = {numbers.loss, numbers.gamma, {}};
+  for (int i = 0; i < 4; ++i) task.rule.parameter[i] = numbers.parameter[i];
+  task.smoothing = numbers.smoothing;
+  task.positive_weight = numbers.positive_weight;
+  task.negative_weight = numbers.negative_weight;
+  if (inputs.gamma && !inputs.gamma_is_scalar()) task.gammas = inputs.gamma->data_ptr();
+  if (inputs.weights) {
+    const size_t bytes = static_cast<size_t>(problem.classes) * inputs.weights->element_size();
+    task.positive_weights = inputs.weights->data_ptr();
+    if (!problem.softmax()) task.negative_weights = static_cast<const char*>(task.positive_weights) + bytes;
+  }
+}
+
+// The targets as a scan counts them: every label or dense sigmoid target; of dense softmax targets those of class 0.
+inline Positions counted_positions(const Problem& problem, const Tensor& targets) {
+  Positions positions;
+  for (int64_t d = 0; d < targets.dim(); ++d) {
+    if (problem.softmax() && problem.dense && d == problem.class_dim) continue;
+    Dim dim{targets.size(d), {}};
+    dim.stride[kTargets] = targets.stride(d);
+    positions.append(dim);
+  }
+  return positions;
 }
 
 // Strides of the operands over the positions. An operand is shaped like the logits, like the logits without the class
 // dimension, or absent (null).
 struct OperandTensors {
   const Tensor* tensor[kOperands] = {};
+
+  explicit OperandTensors(const Inputs& inputs) {
+    tensor[kLogits] = &inputs.logits;
+    tensor[kTargets] = &inputs.targets;
+    if (inputs.sample_weight) tensor[kSampleWeight] = &*inputs.sample_weight;
+    if (inputs.scores) tensor[kScores] = &*inputs.scores;
+  }
 };
 
 inline Positions positions_of(const Problem& problem, const Tensor& shape, const OperandTensors& operands,
@@ -175,6 +273,22 @@ inline ScalarType probed_dtype(const Tensor& margin) {
   require((dtype == ScalarType::Float || dtype == ScalarType::Double) && margin.is_contiguous(),
           "margins must be contiguous float32 or float64");
   return dtype;
+}
+
+// The loss's memory: one number, or one for each element (sigmoid) or position (softmax).
+inline Tensor empty_loss(const Problem& problem, const Inputs& inputs) {
+  if (inputs.numbers.reduction != Reduction::kNone) return empty_scalar(problem.computing(), inputs.logits);
+  if (!problem.softmax()) return empty_contiguous_like(inputs.logits, problem.computing());
+  if (!problem.dense) return empty_contiguous_like(inputs.targets, problem.computing());
+  int64_t sizes[kMaxRank], strides[kMaxRank], rank = 0, stride = 1;
+  for (int64_t d = 0; d < inputs.logits.dim(); ++d) {
+    if (d != problem.class_dim) sizes[rank++] = inputs.logits.size(d);
+  }
+  for (int64_t d = rank - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  return empty_strided(sizes, strides, rank, problem.computing(), inputs.logits);
 }
 
 // The gradient's memory: as torch.empty_like.

@@ -1,15 +1,20 @@
 // The operators' schemas: what Python and both devices agree on. Private; the public functions check their arguments.
 //   reduction   0 none, 1 mean over counted positions, 2 sum, 3 sum / max(positives, 1)
 //   scale       in: what a sum is multiplied by (1 / a number given as normalizer); out: what the sum was multiplied by
+//   weights     sigmoid [2, C]: of a class's positives and negatives; softmax [C]; instead of the two numbers
+//   gamma       a number on the device or [C], instead of the number fixed_gamma
+//   smoothing   of labels: a positive's target is 1 - a negative's, smoothing / 2 (softmax: / C)
+//   loss        math/relatives.h; first to fourth are its parameters
 //   background_index   a label that is no positive; the smallest int64: C (sigmoid), none (softmax)
 //   filled      grad_logits already holds the gradient for an upstream gradient of 1
 // with_gradient: the gradient for an upstream of 1 is made in the same pass; otherwise grad_logits comes back empty.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(focal_cuda, library) {
-#define FOCAL_TARGETS "Tensor targets, Tensor? alpha, "
-#define FOCAL_NUMBERS                                                                                \
-  "float positive_weight, float negative_weight, float gamma, int class_dim, int ignore_index, int " \
+#define FOCAL_TARGETS "Tensor targets, Tensor? weights, Tensor? gamma, Tensor? sample_weight, Tensor? scores, "
+#define FOCAL_NUMBERS                                                                            \
+  "float positive_weight, float negative_weight, float fixed_gamma, float smoothing, int loss, " \
+  "float first, float second, float third, float fourth, int class_dim, int ignore_index, int "  \
   "background_index, int reduction"
 #define FOCAL_FORWARD FOCAL_TARGETS "Tensor? normalizer, float scale, " FOCAL_NUMBERS
 #define FOCAL_SCHEMAS(name)                                                                                   \

@@ -1,0 +1,304 @@
+// Softmax engines for targets that are no single class: dense ones, and labels with smoothing, y = (1 - s) [c = t] + s / C.
+//   SoftColumns   a tile of positions side by side, as Columns
+//   SoftRows      one position at a time, vectorised across its classes
+//   passes        in the tile: the largest logit and its class, the exponentials and the sum of all others (so that no
+//                 1 - p cancels), every class's loss, the gradient
+//   traffic       logits read once, dense targets once, gradient written once
+//   order         as in the engines of class labels
+// Compiled once per instruction set (FOCAL_CPU_ISA). Must not know: which loss the Term is, torch.
+#pragma once
+
+#include "cpu/column_tile.h"
+#include "cpu/term.h"
+
+namespace focal::cpu::FOCAL_CPU_ISA {
+
+// What targets and weights of classes come to, by class.
+template <class Real>
+struct SoftRule {
+  Real kept, added;  // y = kept * target + added
+  const Real *weights, *gammas;
+  Real weight;
+  bool dense;
+  Real ignored;
+
+  explicit SoftRule(const Task& task)
+      : kept(static_cast<Real>(1 - task.smoothing)),
+        added(static_cast<Real>(task.smoothing / static_cast<double>(task.classes))),
+        weights(static_cast<const Real*>(task.positive_weights)),
+        gammas(static_cast<const Real*>(task.gammas)),
+        weight(static_cast<Real>(task.positive_weight)),
+        dense(task.dense),
+        ignored(static_cast<Real>(task.dense_rule.ignore_value)) {}
+};
+
+template <class Term>
+class SoftColumns : ColumnTile<typename Term::Real> {
+  using Math = typename Term::Math;
+  using Real = typename Term::Real;
+  using Tile = ColumnTile<Real>;
+  using Tile::classes_, Tile::codes_, Tile::count_, Tile::task_, Tile::width_;
+
+ public:
+  explicit SoftColumns(const Task& task)
+      : Tile(task, {&relative_, &e_},
+             {&largest_, &top_, &others_, &inverse_, &log_sum_, &target_, &weight_, &slope_, &value_, &turn_}),
+        rule_(task) {}
+
+  void chunk(int64_t index) {
+    const double sum = this->for_tiles(index, [&] { return tile(); });
+    if (task_.partial_sums) task_.partial_sums[index] = sum;
+  }
+
+ private:
+  double tile() {
+    read();
+    exponentials();
+    for (int p = 0; p < count_; ++p) value_[p] = turn_[p] = 0;
+    const bool values = task_.tensor[kLoss] || task_.partial_sums;
+    for (int c = 0; c < classes_; ++c) {
+      load_target(c);
+      Term::of_class(task_, rule_.gammas ? rule_.gammas + c : nullptr, [&](const auto& loss) {
+        values ? shares<true>(at(loss, 0), c) : shares<false>(at(loss, 0), c);
+        return 0;
+      });
+    }
+    double sum = 0;
+    for (int p = 0; p < count_; ++p) {
+      value_[p] = codes_[p] == kIgnored ? Real(0) : weight_[p] * value_[p];
+      sum += static_cast<double>(value_[p]);
+    }
+    if (task_.tensor[kLoss]) this->store_loss(value_);
+    if (task_.tensor[kGradient]) gradient();
+    return sum;
+  }
+
+  void read() {
+    if (rule_.dense) {
+      this->load_line(kTargets, target_);
+      for (int p = 0; p < count_; ++p) codes_[p] = target_[p] == rule_.ignored ? kIgnored : 0;
+    } else {
+      this->load_labels();
+    }
+    for (int p = 0; p < count_; ++p) weight_[p] = 1;
+    this->load_samples(weight_);
+    this->load_logits(relative_);
+    for (int p = 0; p < count_; ++p) {
+      if (codes_[p] != kIgnored) continue;
+      for (int c = 0; c < classes_; ++c) relative_[c * width_ + p] = 0;
+    }
+  }
+
+  void exponentials() {
+    const Real lowest = -std::numeric_limits<Real>::infinity();
+    Real *FOCAL_RESTRICT largest = largest_, *FOCAL_RESTRICT top = top_;
+    for (int p = 0; p < count_; ++p) largest[p] = lowest, top[p] = 0;
+    for (int c = 0; c < classes_; ++c) {
+      const Real* FOCAL_RESTRICT x = relative_ + c * width_;
+      const Real label = static_cast<Real>(c);
+#pragma omp simd
+      for (int p = 0; p < count_; ++p) {
+        top[p] = x[p] > largest[p] ? label : top[p];
+        largest[p] = x[p] > largest[p] ? x[p] : largest[p];
+      }
+    }
+    Real* FOCAL_RESTRICT others = others_;
+    for (int p = 0; p < count_; ++p) {
+      largest[p] = largest[p] == lowest ? Real(0) : largest[p];
+      others[p] = 0;
+    }
+    for (int c = 0; c < classes_; ++c) {
+      Real *FOCAL_RESTRICT x = relative_ + c * width_, *FOCAL_RESTRICT e = e_ + c * width_;
+      const Real label = static_cast<Real>(c);
+#pragma omp simd
+      for (int p = 0; p < count_; ++p) {
+        const Real relative = x[p] - largest[p], exponential = Math::exp(relative);
+        x[p] = relative;
+        e[p] = exponential;
+        others[p] += top[p] == label ? Real(0) : exponential;
+      }
+    }
+    Real *FOCAL_RESTRICT inverse = inverse_, *FOCAL_RESTRICT log_sum = log_sum_;
+#pragma omp simd
+    for (int p = 0; p < count_; ++p) {
+      inverse[p] = Real(1) / (Real(1) + others[p]);
+      log_sum[p] = log_of_sum<Math>(others[p]);
+    }
+  }
+
+  // y of class c, weight of the class included; 0 where ignored.
+  void load_target(int c) {
+    const Real weight = rule_.weights ? rule_.weights[c] : rule_.weight;
+    const Real kept = rule_.kept * weight, added = rule_.added * weight;
+    Real* FOCAL_RESTRICT target = target_;
+    const int32_t* FOCAL_RESTRICT codes = codes_;
+    if (rule_.dense) {
+      this->load_line(kTargets, target_, c);
+#pragma omp simd
+      for (int p = 0; p < count_; ++p) target[p] = codes[p] == kIgnored ? Real(0) : kept * target[p] + added;
+    } else {
+#pragma omp simd
+      for (int p = 0; p < count_; ++p)
+        target[p] = codes[p] == kIgnored ? Real(0) : codes[p] == c ? kept + added : added;
+    }
+  }
+
+  // Adds class c's loss to the positions' values and leaves w deriv in place of its relative logits.
+  template <bool values, class Loss>
+  void shares(const Loss loss, int c) {
+    Real* FOCAL_RESTRICT x = relative_ + c * width_;
+    Real *FOCAL_RESTRICT value = value_, *FOCAL_RESTRICT turn = turn_;
+    const Real *FOCAL_RESTRICT e = e_ + c * width_, *FOCAL_RESTRICT target = target_, *FOCAL_RESTRICT top = top_;
+    const Real *FOCAL_RESTRICT others = others_, *FOCAL_RESTRICT inverse = inverse_, *FOCAL_RESTRICT log_sum = log_sum_;
+    const Real label = static_cast<Real>(c);
+#pragma omp simd
+    for (int p = 0; p < count_; ++p) {
+      const ClassShare<Real> share(top[p] == label, e[p], x[p], others[p], inverse[p], log_sum[p]);
+      const ValueDeriv<Real> result = loss(share.p, share.q, share.ce);
+      // A class that is masked by -inf has an infinite loss and may well have a target of 0.
+      if (values) value[p] += target[p] == Real(0) ? Real(0) : target[p] * result.value;
+      const Real slope = target[p] * result.deriv;
+      x[p] = slope;
+      turn[p] += slope;
+    }
+  }
+
+  // d loss / d x_c = w_c deriv_c - p_c turn, turn = sum_c w_c deriv_c
+  void gradient() {
+    this->load_slopes(slope_, weight_);
+    for (int p = 0; p < count_; ++p) turn_[p] *= inverse_[p];
+    for (int c = 0; c < classes_; ++c) {
+      Real* FOCAL_RESTRICT x = relative_ + c * width_;
+      const Real *FOCAL_RESTRICT e = e_ + c * width_, *FOCAL_RESTRICT turn = turn_;
+#pragma omp simd
+      for (int p = 0; p < count_; ++p) x[p] -= e[p] * turn[p];
+    }
+    this->store_gradient(relative_, slope_);
+  }
+
+  const SoftRule<Real> rule_;
+  Real *relative_, *e_, *largest_, *top_, *others_, *inverse_, *log_sum_, *target_, *weight_, *slope_, *value_, *turn_;
+};
+
+template <class Term>
+class SoftRows {
+  using Math = typename Term::Math;
+  using Real = typename Term::Real;
+
+ public:
+  explicit SoftRows(const Task& task) : task_(task), rule_(task), classes_(static_cast<int>(task.classes)) {
+    relative_ = static_cast<Real*>(scratch(3 * sizeof(Real) * static_cast<size_t>(classes_)));
+    e_ = relative_ + classes_;
+    target_ = e_ + classes_;
+  }
+
+  // A tile is one position.
+  void chunk(int64_t index) {
+    const int64_t first = index * task_.tiles_per_chunk;
+    const int64_t last = first + task_.tiles_per_chunk < task_.tiles ? first + task_.tiles_per_chunk : task_.tiles;
+    Cursor cursor(task_.positions, first);
+    double total = 0;
+    for (int64_t position = first; position < last; ++position) {
+      run_ = cursor.next(1);
+      const Real value = row();
+      total += static_cast<double>(value);
+      if (task_.tensor[kLoss]) store_run(task_.tensor[kLoss], run_.offset[kLoss], 1, &value, Uniform<Real>{1}, 1);
+    }
+    if (task_.partial_sums) task_.partial_sums[index] = total;
+  }
+
+ private:
+  // One number of the position.
+  Real number(Operand operand, Real otherwise) const {
+    Real value = otherwise;
+    if (task_.tensor[operand]) load_run(&value, task_.tensor[operand], run_.offset[operand], 1, 1);
+    return value;
+  }
+
+  Real row() {
+    int32_t label = 0;
+    if (!rule_.dense) load_codes(&label, task_.tensor[kTargets], task_.index, run_.offset[kTargets], 1, 1);
+    const Real sample = number(kSampleWeight, Real(1));
+    const bool ignored = rule_.dense ? number(kTargets, Real(0)) == rule_.ignored : label == kIgnored;
+    const Tensor& out = task_.tensor[kGradient];
+    if (ignored || sample == Real(0)) {
+      for (int c = 0; c < classes_; ++c) relative_[c] = 0;
+      if (out) store_run(out, run_.offset[kGradient], out.class_stride, relative_, Uniform<Real>{1}, classes_);
+      return 0;
+    }
+    read(label);
+    exponentials();
+    const Real value = Term::of_class(task_, rule_.gammas, [&](const auto& loss) { return shares(loss); });
+    if (out) {
+      const Real slope = sample * number(kUpstream, Real(1)) * static_cast<Real>(task_.gradient_scale);
+      store_run(out, run_.offset[kGradient], out.class_stride, relative_, Uniform<Real>{slope}, classes_);
+    }
+    return sample * value;
+  }
+
+  // Logits, and targets with the classes' weights.
+  void read(int32_t label) {
+    const Tensor &logits = task_.tensor[kLogits], &targets = task_.tensor[kTargets];
+    load_run(relative_, logits, run_.offset[kLogits], logits.class_stride, classes_);
+    if (rule_.dense) {
+      load_run(target_, targets, run_.offset[kTargets], targets.class_stride, classes_);
+      for (int c = 0; c < classes_; ++c) target_[c] = rule_.kept * target_[c] + rule_.added;
+    } else {
+      for (int c = 0; c < classes_; ++c) target_[c] = rule_.added;
+      target_[label] += rule_.kept;
+    }
+    for (int c = 0; c < classes_; ++c) target_[c] *= rule_.weights ? rule_.weights[c] : rule_.weight;
+  }
+
+  void exponentials() {
+    const Real lowest = -std::numeric_limits<Real>::infinity();
+    Real *FOCAL_RESTRICT x = relative_, *FOCAL_RESTRICT e = e_;
+    Real largest = lowest, others = 0;
+#pragma omp simd reduction(max : largest)
+    for (int c = 0; c < classes_; ++c) largest = x[c] > largest ? x[c] : largest;
+    top_ = 0;
+    while (top_ + 1 < classes_ && x[top_] != largest) ++top_;
+    const Real shift = largest == lowest ? Real(0) : largest;
+    const int top = top_;
+#pragma omp simd reduction(+ : others)
+    for (int c = 0; c < classes_; ++c) {
+      const Real relative = x[c] - shift, exponential = Math::exp(relative);
+      x[c] = relative;
+      e[c] = exponential;
+      others += c == top ? Real(0) : exponential;
+    }
+    others_ = others;
+  }
+
+  // The position's loss; leaves the gradient for an upstream of 1 in place of the relative logits.
+  template <class Loss>
+  Real shares(const Loss& loss) {
+    Real *FOCAL_RESTRICT x = relative_, *FOCAL_RESTRICT e = e_;
+    const Real* FOCAL_RESTRICT target = target_;
+    const Real others = others_, inverse = Real(1) / (Real(1) + others), log_sum = log_of_sum<Math>(others);
+    const int top = top_;
+    Real value = 0, turn = 0;
+#pragma omp simd reduction(+ : value, turn)
+    for (int c = 0; c < classes_; ++c) {
+      const ClassShare<Real> share(c == top, e[c], x[c], others, inverse, log_sum);
+      const ValueDeriv<Real> result = at(loss, c)(share.p, share.q, share.ce);
+      value += target[c] == Real(0) ? Real(0) : target[c] * result.value;
+      x[c] = target[c] * result.deriv;
+      turn += x[c];
+    }
+    turn *= inverse;
+#pragma omp simd
+    for (int c = 0; c < classes_; ++c) x[c] -= e[c] * turn;
+    return value;
+  }
+
+  const Task& task_;
+  const SoftRule<Real> rule_;
+  const int classes_;
+  int top_ = 0;
+  Real others_ = 0;
+  Real *relative_, *e_, *target_;
+  Run run_{};
+};
+
+}  // namespace focal::cpu::FOCAL_CPU_ISA

@@ -1,0 +1,2 @@
+def hardest_mean(*a):
+    raise NotImplementedError
