@@ -122,6 +122,15 @@ class ColumnTile {
     for (int p = 0; p < count_; ++p) codes_[p] = sample[p] == Real(0) ? kIgnored : codes_[p];
   }
 
+  // Four classes at a time, so that the running maximum or sum is loaded and stored once for four: the passes are bound
+  // by stores (0.69 -> 0.50 ns per element in cache, C = 19).
+  template <class Pass>
+  void by_classes(const Pass& pass) const {
+    int c = 0;
+    for (; c + 4 <= classes_; c += 4) pass(std::integral_constant<int, 4>{}, c);
+    for (; c < classes_; ++c) pass(std::integral_constant<int, 1>{}, c);
+  }
+
   const Task& task_;
   const int width_;
   const int classes_;

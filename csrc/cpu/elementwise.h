@@ -1,10 +1,10 @@
 // Sigmoid engine: every element of the logits is its own binary problem.
 //   tile      tile_positions x tile_classes elements, flat, in the L1 cache
 //   lines     along the classes where they are contiguous (a line per position), else along the positions (one per class)
-//   targets   class index along the classes with one weight for all negatives: a tile is negatives throughout, read and
-//             written where it lies; in the rare row with a positive, that one is taken out (a logit of -inf has loss 0).
-//             Everything else becomes a tile of dense targets; one with a soft value takes the loss of logits and targets,
-//             as does every tile of a loss that is none of margins.
+//   targets   class index along the classes: a tile is negatives throughout, read and
+//             written where it lies, and the rare positives are taken out and put in by themselves. Everything else is a
+//             tile of dense targets; one with a soft value takes the loss of logits and targets, as does every tile of a
+//             loss that is none of margins.
 //   traffic   logits read once, targets once per class block, gradient written once
 //   order     tiles in order, one double partial sum per chunk: the same bits for any number of threads
 // Compiled once per instruction set (FOCAL_CPU_ISA). Must not know: which loss the Term is, torch.
@@ -26,20 +26,27 @@ class Elementwise {
         result_(task.tensor[kLoss] ? kLoss : kGradient),
         by_class_(task.tensor[kLogits].class_stride == 1 && task.classes > 1),
         by_target_(!is_of_margin(task.rule.loss) || task.smoothing > 0),
-        negatives_alike_(!task.dense && by_class_ && !task.positive_weights && !task.gammas &&
-                         !task.tensor[kUpstream] && !task.tensor[kSampleWeight]),
+        alike_(!task.positive_weights && !task.tensor[kUpstream] && !task.tensor[kSampleWeight]),
         lowest_target_(static_cast<Real>(task.smoothing / 2)),
         share_(task.rule.loss),
         positions_(static_cast<int>(task.tile_positions)) {
     const int capacity = positions_ * static_cast<int>(task.tile_classes);
-    Real* memory =
-        static_cast<Real*>(scratch((13 * sizeof(Real) + sizeof(int32_t)) * capacity + sizeof(Run) * positions_));
-    for (Real** array : {&logit_, &target_, &margin_, &used_target_, &weight_, &slope_, &upstream_, &out_, &positive_,
-                         &negative_, &gamma_, &sample_, &score_}) {
+    Real* memory = static_cast<Real*>(
+        scratch((10 * sizeof(Real) + sizeof(int32_t)) * capacity + (sizeof(Positive) + sizeof(Run)) * positions_));
+    for (Real** array :
+         {&logit_, &target_, &out_, &score_, &upstream_, &sample_, &positive_, &negative_, &lowest_, &gamma_}) {
       *array = memory;
       memory += capacity;
     }
-    runs_ = reinterpret_cast<Run*>(memory);
+    const Real positive = static_cast<Real>(task.positive_weight), negative = static_cast<Real>(task.negative_weight);
+    for (int k = 0; k < capacity; ++k) {
+      upstream_[k] = sample_[k] = 1;
+      positive_[k] = positive;
+      negative_[k] = negative;
+    }
+    mix_lowest(capacity);
+    places_ = reinterpret_cast<Positive*>(memory);
+    runs_ = reinterpret_cast<Run*>(places_ + positions_);
     codes_ = reinterpret_cast<int32_t*>(runs_ + positions_);
   }
 
@@ -53,7 +60,7 @@ class Elementwise {
       locate(tile);
       Real* direct = want_ == Want::kSum ? out_ : where(result_);
       Real* out = direct ? direct : out_;
-      total += negatives_alike_ ? negatives(out) : anything(out);
+      total += evaluate(out);
       if (!direct) write(result_, out);
     }
     if (task_.partial_sums) task_.partial_sums[index] = total;
@@ -61,6 +68,11 @@ class Elementwise {
   }
 
  private:
+  struct Positive {
+    int at;
+    Real target, sample, logit;
+  };
+
   void locate(int64_t tile) {
     const int64_t blocks = task_.class_blocks();
     const int64_t position = tile / blocks * task_.tile_positions;
@@ -92,6 +104,13 @@ class Elementwise {
     spread(task_.positive_weights, positive_);
     spread(task_.negative_weights, negative_);
     spread(task_.gammas, gamma_);
+    mix_lowest(count_);
+  }
+
+  // The weight of a negative, whose target smoothing may have raised above 0.
+  void mix_lowest(int count) {
+    const Real share = share_(lowest_target_);
+    for (int k = 0; k < count; ++k) lowest_[k] = share * positive_[k] + (Real(1) - share) * negative_[k];
   }
 
   const Real* gammas() const { return task_.gammas ? gamma_ : nullptr; }
@@ -161,131 +180,173 @@ class Elementwise {
     return codes_[p] >= 0 && c >= 0 && c < classes_ ? p * classes_ + static_cast<int>(c) : -1;
   }
 
-  // Stretches of rows that are negative throughout go in one pass each; a row with a positive and an ignored one by itself.
-  // No logit has a loss of 0 for every loss by target, so there a positive makes a tile of dense targets.
+  // Rows of negatives, all of one weight: stretches without a positive go in one pass each; a row with a positive and an
+  // ignored one by itself.
   double negatives(Real* out) {
     load_position_codes();
-    if (by_target_) {
-      for (int p = 0; p < positions_; ++p) {
-        if (codes_[p] == kIgnored || hit(p) >= 0) return index_tile(out);
-      }
-      const Real* logit = where(kLogits);
-      if (!logit || logit == out) load(kLogits, logit_), logit = logit_;
-      return Term::soft(task_, [&](const auto& loss) {
-        const Uniform<Real> target{lowest_target_}, weight{weight_of(lowest_target_)};
-        const Uniform<Real> slope{weight.value * static_cast<Real>(task_.gradient_scale)};
-        return map(want_, Targeted<std::decay_t<decltype(loss)>, Uniform<Real>>{loss, logit, target, weight, slope},
-                   out, count_);
-      });
-    }
+    int positives = 0;
+    for (int p = 0; p < positions_; ++p) positives += hit(p) >= 0;
+    // Where they are no exception.
+    if ((by_target_ && positives * 8 > positions_) || task_.tensor[kScores]) return own_negatives(out);
     const Real* logit = where(kLogits);
     if (!logit || logit == out) {
       load(kLogits, logit_);
       logit = logit_;
     }
-    return Term::hard(task_, [&](const auto& loss) {
-      double total = 0;
-      int first = 0;
-      for (int p = 0; p <= positions_; ++p) {
-        if (p < positions_ && codes_[p] != kIgnored && hit(p) < 0) continue;
-        total += negative_stretch(loss, logit, out, first * classes_, (p - first) * classes_);
-        first = p + 1;
-        if (p == positions_) break;
-        if (codes_[p] != kIgnored) {
-          total += positive_row(loss, logit, out, p);
-        } else if (want_ != Want::kSum) {
-          for (int k = p * classes_; k < (p + 1) * classes_; ++k) out[k] = 0;
-        }
+    if (by_target_) return Term::soft(task_, [&](const auto& loss) { return stretches<true>(loss, logit, out); });
+    return Term::hard(task_, [&](const auto& loss) { return stretches<false>(loss, logit, out); });
+  }
+
+  template <bool soft, class Loss>
+  double stretches(const Loss& loss, const Real* logit, Real* out) {
+    double total = 0;
+    int first = 0;
+    for (int p = 0; p <= positions_; ++p) {
+      if (p < positions_ && codes_[p] != kIgnored && hit(p) < 0) continue;
+      total += stretch<soft>(loss, logit, out, first * classes_, p * classes_);
+      first = p + 1;
+      if (p == positions_) break;
+      if (codes_[p] != kIgnored) {
+        total += positive_row<soft>(loss, logit, out, p);
+      } else if (want_ != Want::kSum) {
+        for (int k = p * classes_; k < (p + 1) * classes_; ++k) out[k] = 0;
       }
-      return total;
-    });
-  }
-
-  template <class Loss>
-  double negative_stretch(const Loss& loss, const Real* logit, Real* out, int begin, int n) const {
-    if (n == 0) return 0;
-    const Real weight = static_cast<Real>(task_.negative_weight), scale = static_cast<Real>(task_.gradient_scale);
-    return map(want_, Negatives<Loss>{loss, logit + begin, weight, -weight * scale}, out + begin, n);
-  }
-
-  template <class Loss>
-  double positive_row(const Loss& loss, const Real* logit, Real* out, int p) {
-    for (int k = p * classes_; k < (p + 1) * classes_; ++k) logit_[k] = logit[k];
-    const int k = hit(p);
-    const Real own = logit_[k];
-    logit_[k] = -std::numeric_limits<Real>::infinity();
-    const double others = negative_stretch(loss, logit_, out, p * classes_, classes_);
-    const ValueDeriv<Real> result = loss(own);
-    const Real weight = static_cast<Real>(task_.positive_weight), scale = static_cast<Real>(task_.gradient_scale);
-    if (want_ != Want::kSum) out[k] = want_ == Want::kValues ? weight * result.value : weight * scale * result.deriv;
-    return others + static_cast<double>(weight * result.value);
-  }
-
-  Real weight_of(Real target) const {
-    const Real share = share_(target);
-    return share * static_cast<Real>(task_.positive_weight) +
-           (Real(1) - share) * static_cast<Real>(task_.negative_weight);
-  }
-
-  double anything(Real* out) {
-    if (!task_.dense) {
-      load_position_codes();
-      return index_tile(out);
     }
+    return total;
+  }
+
+  template <bool soft, class Loss>
+  double stretch(const Loss& loss, const Real* logit, Real* out, int begin, int end) const {
+    if (begin == end) return 0;
+    const Real weight = lowest_[0], scale = static_cast<Real>(task_.gradient_scale);
+    const Negatives<Loss, soft> element{loss, logit + begin, lowest_target_, weight, weight * scale};
+    return map(want_, element, out + begin, end - begin);
+  }
+
+  template <bool soft, class Loss>
+  double positive_row(const Loss& loss, const Real* logit, Real* out, int p) {
+    const int k = hit(p), begin = p * classes_, end = begin + classes_;
+    const Real own = logit[k];
+    double others = 0;
+    if constexpr (soft) {
+      others = stretch<soft>(loss, logit, out, begin, k) + stretch<soft>(loss, logit, out, k + 1, end);
+    } else {
+      // Taken out by a logit of -inf, whose loss as a negative is 0: one pass instead of two short ones.
+      for (int i = begin; i < end; ++i) logit_[i] = i == k ? -std::numeric_limits<Real>::infinity() : logit[i];
+      others = stretch<soft>(loss, logit_, out, begin, end);
+    }
+    return others + put_positive<soft>(loss, out, {k, highest_target(), Real(1), own});
+  }
+
+  Real highest_target() const { return Real(1) - lowest_target_; }
+
+  // The one positive's result, which takes its place in out; returns its value.
+  template <bool soft, class Loss>
+  double put_positive(const Loss& loss, Real* out, const Positive& own) const {
+    const Real share = share_(own.target);
+    const Real weight = own.sample * (share * positive_[own.at] + (Real(1) - share) * negative_[own.at]);
+    ValueDeriv<Real> result;
+    if constexpr (soft) {
+      result = at(loss, own.at)(own.logit, own.target);
+    } else {
+      result = at(loss, own.at)(own.logit);
+    }
+    const Real slope = weight * static_cast<Real>(task_.gradient_scale) * upstream_[own.at];
+    if (want_ != Want::kSum) out[own.at] = want_ == Want::kSumAndValues ? weight * result.value : slope * result.deriv;
+    return static_cast<double>(weight * result.value);
+  }
+
+  // Rows of negatives that differ: ignored rows and positives are taken out by a sample weight of 0, and positives put in
+  // by themselves.
+  double own_negatives(Real* out) {
+    load_position_codes();
+    const Real* logit = where(kLogits);
+    if (!logit || logit == out) load(kLogits, logit_), logit = logit_;
+    if (task_.tensor[kUpstream]) load(kUpstream, upstream_);
+    if (task_.tensor[kSampleWeight]) {
+      load(kSampleWeight, sample_);
+    } else {
+      for (int k = 0; k < count_; ++k) sample_[k] = 1;
+    }
+    int positives = 0;
+    for (int p = 0; p < positions_; ++p) {
+      const int k = hit(p);
+      if (codes_[p] == kIgnored) {
+        for (int i = p * classes_; i < (p + 1) * classes_; ++i) sample_[i] = 0;
+      } else if (k >= 0 && sample_[k] != Real(0)) {
+        const Real target = task_.tensor[kScores] ? score_[p] : Real(1);
+        places_[positives++] = {k, lowest_target_ + (Real(1) - 2 * lowest_target_) * target, sample_[k], logit[k]};
+        sample_[k] = 0;
+      }
+    }
+    const Real scale = static_cast<Real>(task_.gradient_scale);
+    const auto with = [&](auto soft, const auto& loss) {
+      using Loss = std::decay_t<decltype(loss)>;
+      double total =
+          map(want_, OwnNegatives<Loss, soft.value>{loss, logit, lowest_, sample_, upstream_, lowest_target_, scale},
+              out, count_);
+      for (int i = 0; i < positives; ++i) total += put_positive<soft.value>(loss, out, places_[i]);
+      return total;
+    };
+    if (by_target_) return Term::soft(task_, gammas(), [&](const auto& loss) { return with(std::true_type(), loss); });
+    return Term::hard(task_, gammas(), [&](const auto& loss) { return with(std::false_type(), loss); });
+  }
+
+  double evaluate(Real* out) {
+    if (task_.dense) return dense_tile(out);
+    if (!by_class_) return planes(out);
+    return alike_ && !task_.gammas ? negatives(out) : own_negatives(out);
+  }
+
+  double dense_tile(Real* out) {
     const Real ignored = static_cast<Real>(task_.dense_rule.ignore_value);
     const Real* target = where(kTargets);
     if (!target) load(kTargets, target_), target = target_;
     return dense_tile(out, target, ignored, inspect_targets(target, ignored));
   }
 
-  double index_tile(Real* out) {
+  // Labels of positions, classes being lines of them.
+  double planes(Real* out) {
     constexpr Real kOut = -1;
+    load_position_codes();
     spread_codes(kOut);
     return dense_tile(out, target_, kOut, static_cast<bool>(task_.tensor[kScores]));
   }
 
   double dense_tile(Real* out, const Real* target, Real ignored, bool soft) {
-    soft |= by_target_;
     const Real* logit = where(kLogits);
     if (!logit) load(kLogits, logit_), logit = logit_;
-    const auto with_samples = [&](auto positive, auto negative, auto sample) {
-      soft ? weigh<true>(logit, target, positive, negative, sample, ignored)
-           : weigh<false>(logit, target, positive, negative, sample, ignored);
-    };
-    const auto with_weights = [&](auto positive, auto negative) {
-      if (!task_.tensor[kSampleWeight]) return with_samples(positive, negative, Uniform<Real>{1});
-      load(kSampleWeight, sample_);
-      with_samples(positive, negative, static_cast<const Real*>(sample_));
-    };
-    if (task_.positive_weights) {
-      with_weights(static_cast<const Real*>(positive_), static_cast<const Real*>(negative_));
-    } else {
-      with_weights(Uniform<Real>{static_cast<Real>(task_.positive_weight)},
-                   Uniform<Real>{static_cast<Real>(task_.negative_weight)});
+    if (task_.tensor[kSampleWeight]) load(kSampleWeight, sample_);
+    if (task_.tensor[kUpstream]) load(kUpstream, upstream_);
+    if (soft || by_target_) {
+      return Term::soft(task_, gammas(),
+                        [&](const auto& loss) { return dense_pass<true>(loss, logit, target, ignored, out); });
     }
-    apply_upstream();
-    if (soft) {
-      return Term::soft(task_, gammas(), [&](const auto& loss) {
-        using Element = Targeted<std::decay_t<decltype(loss)>, const Real * FOCAL_RESTRICT>;
-        return map(want_, Element{loss, margin_, used_target_, weight_, slope_}, out, count_);
-      });
+    return Term::hard(task_, gammas(),
+                      [&](const auto& loss) { return dense_pass<false>(loss, logit, target, ignored, out); });
+  }
+
+  template <bool soft, class Loss>
+  double dense_pass(const Loss& loss, const Real* logit, const Real* target, Real ignored, Real* out) const {
+    const Real scale = static_cast<Real>(task_.gradient_scale);
+    // Only where arithmetic does not hide it is a load of what is the same for all worth a loop without it.
+    if constexpr (kVectorised<Real> && is_focal<Loss>) {
+      if (alike_) {
+        const Uniform<Real> one{1}, positive{static_cast<Real>(task_.positive_weight)},
+            negative{static_cast<Real>(task_.negative_weight)};
+        const Dense<Loss, soft, Uniform<Real>> element{loss, logit,   target, positive,       negative, one,
+                                                       one,  ignored, scale,  lowest_target_, share_};
+        return map(want_, element, out, count_);
+      }
     }
-    return Term::hard(task_, gammas(), [&](const auto& loss) {
-      return map(want_, Weighted<std::decay_t<decltype(loss)>>{loss, margin_, weight_, slope_}, out, count_);
-    });
+    const Dense<Loss, soft, const Real*> element{loss,      logit,   target, positive_,      negative_, sample_,
+                                                 upstream_, ignored, scale,  lowest_target_, share_};
+    return map(want_, element, out, count_);
   }
 
   // Class index targets of the tile as dense ones: 1 or the score, 0 or ignored.
   void spread_codes(Real ignored) {
     Real* FOCAL_RESTRICT target = target_;
-    if (by_class_) {
-      for (int p = 0; p < positions_; ++p) {
-        const Real fill = codes_[p] == kIgnored ? ignored : Real(0);
-        for (int k = p * classes_; k < (p + 1) * classes_; ++k) target[k] = fill;
-        if (hit(p) >= 0) target[hit(p)] = task_.tensor[kScores] ? score_[p] : Real(1);
-      }
-      return;
-    }
     const int32_t* FOCAL_RESTRICT codes = codes_;
     for (int c = 0; c < classes_; ++c) {
       const int32_t label = static_cast<int32_t>(class_begin_ + c);
@@ -317,46 +378,11 @@ class Elementwise {
     return soft > 0;
   }
 
-  // Fills in margins (of soft targets: logits), weights and slopes. An element that is ignored or whose sample has a weight
-  // of 0 becomes an ordinary one of weight and slope 0, whatever its logit and its upstream gradient are.
-  template <bool soft, class Weights, class Samples>
-  void weigh(const Real* FOCAL_RESTRICT logit, const Real* FOCAL_RESTRICT target, Weights positive, Weights negative,
-             Samples sample, Real ignored) {
-    Real *FOCAL_RESTRICT margin = margin_, *FOCAL_RESTRICT used_target = used_target_;
-    Real *FOCAL_RESTRICT weight = weight_, *FOCAL_RESTRICT slope = slope_;
-    const Real scale = static_cast<Real>(task_.gradient_scale);
-    const Real lowest = lowest_target_, spread = Real(1) - 2 * lowest_target_;
-    const Share<Real> share_of = share_;
-    const int count = count_;
-#pragma omp simd
-    for (int k = 0; k < count; ++k) {
-      const bool used = target[k] != ignored && sample[k] != Real(0);
-      const Real given = used ? target[k] : Real(0);
-      const Real t = soft ? lowest + spread * given : given;
-      const Real x = used ? logit[k] : Real(0);
-      const Real share = soft ? share_of(t) : t;
-      const Real w = used ? sample[k] * (share * positive[k] + (Real(1) - share) * negative[k]) : Real(0);
-      const Real sign = soft || t > Real(0) ? Real(1) : Real(-1);
-      if (soft) used_target[k] = t;
-      margin[k] = sign * x;
-      weight[k] = w;
-      slope[k] = scale * sign * w;
-    }
-  }
-
-  void apply_upstream() {
-    if (!task_.tensor[kUpstream]) return;
-    load(kUpstream, upstream_);
-    const Real *FOCAL_RESTRICT upstream = upstream_, *FOCAL_RESTRICT weight = weight_;
-    Real* FOCAL_RESTRICT slope = slope_;
-#pragma omp simd
-    for (int k = 0; k < count_; ++k) slope[k] = weight[k] == Real(0) ? Real(0) : slope[k] * upstream[k];
-  }
-
   const Task& task_;
   const Want want_;
   const Operand result_;
-  const bool by_class_, by_target_, negatives_alike_;
+  // Lines along the classes; a loss of logits and targets; all elements of one weight, but for their targets.
+  const bool by_class_, by_target_, alike_;
   const Real lowest_target_;  // a negative's
   const Share<Real> share_;
   int positions_;
@@ -365,8 +391,9 @@ class Elementwise {
   int64_t weights_class_ = -1;
   int weights_positions_ = -1;
   DenseFindings found_;
-  Real *logit_, *target_, *margin_, *used_target_, *weight_, *slope_, *upstream_, *out_, *positive_, *negative_,
-      *gamma_, *sample_, *score_;
+  // Of the tile's elements: used as scratch; and what is the same for all, or else loaded or spread.
+  Real *logit_, *target_, *out_, *score_, *upstream_, *sample_, *positive_, *negative_, *lowest_, *gamma_;
+  Positive* places_;
   Run* runs_;
   int32_t* codes_;
 };

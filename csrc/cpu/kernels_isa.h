@@ -60,7 +60,7 @@ void margin(double gamma, const Real* in, Real* value, Real* deriv, int64_t n) {
     const int count = n - i < kOnes ? static_cast<int>(n - i) : kOnes;
     FocalTerm<Math>::hard(task, [&](const auto& loss) {
       const Weighted<std::decay_t<decltype(loss)>> element{loss, in + i, ones, ones};
-      map(Want::kValues, element, value + i, count);
+      map(Want::kSumAndValues, element, value + i, count);
       return map(Want::kSlopes, element, deriv + i, count);
     });
   }

@@ -18,6 +18,9 @@ void load_as(Real* FOCAL_RESTRICT out, const Storage* FOCAL_RESTRICT in, int64_t
   if (stride == 1) {
 #pragma omp simd
     for (int i = 0; i < n; ++i) out[i] = to_real<Real>(in[i]);
+  } else if (stride == 0) {
+    const Real same = to_real<Real>(*in);
+    for (int i = 0; i < n; ++i) out[i] = same;
   } else {
     for (int i = 0; i < n; ++i) out[i] = to_real<Real>(in[i * stride]);
   }

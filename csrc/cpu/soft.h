@@ -42,7 +42,8 @@ class SoftColumns : ColumnTile<typename Term::Real> {
  public:
   explicit SoftColumns(const Task& task)
       : Tile(task, {&relative_, &e_},
-             {&largest_, &top_, &others_, &inverse_, &log_sum_, &target_, &weight_, &slope_, &value_, &turn_}),
+             {&largest_, &top_, &others_, &inverse_, &log_sum_, &weight_, &slope_, &value_, &own_, &turn_, &target_,
+              &second_, &third_, &fourth_}),
         rule_(task) {}
 
   void chunk(int64_t index) {
@@ -54,15 +55,19 @@ class SoftColumns : ColumnTile<typename Term::Real> {
   double tile() {
     read();
     exponentials();
-    for (int p = 0; p < count_; ++p) value_[p] = turn_[p] = 0;
-    const bool values = task_.tensor[kLoss] || task_.partial_sums;
-    for (int c = 0; c < classes_; ++c) {
-      load_target(c);
-      Term::of_class(task_, rule_.gammas ? rule_.gammas + c : nullptr, [&](const auto& loss) {
-        values ? shares<true>(at(loss, 0), c) : shares<false>(at(loss, 0), c);
-        return 0;
-      });
-    }
+    for (int p = 0; p < count_; ++p) value_[p] = own_[p] = turn_[p] = 0;
+    this->by_classes([&](auto classes, int c) {
+      constexpr int kClasses = decltype(classes)::value;
+      if (rule_.gammas || task_.rule.gamma != 2) {
+        // A loss with exponentials of its own leaves no registers for more.
+        for (int i = c; i < c + kClasses; ++i) {
+          const Real* gamma = rule_.gammas ? rule_.gammas + i : nullptr;
+          Term::of_class(task_, gamma, [&](const auto& loss) { return shares<1>(at(loss, 0), i); });
+        }
+      } else {
+        Term::of_class(task_, nullptr, [&](const auto& loss) { return shares<kClasses>(at(loss, 0), c); });
+      }
+    });
     double sum = 0;
     for (int p = 0; p < count_; ++p) {
       value_[p] = codes_[p] == kIgnored ? Real(0) : weight_[p] * value_[p];
@@ -93,31 +98,13 @@ class SoftColumns : ColumnTile<typename Term::Real> {
     const Real lowest = -std::numeric_limits<Real>::infinity();
     Real *FOCAL_RESTRICT largest = largest_, *FOCAL_RESTRICT top = top_;
     for (int p = 0; p < count_; ++p) largest[p] = lowest, top[p] = 0;
-    for (int c = 0; c < classes_; ++c) {
-      const Real* FOCAL_RESTRICT x = relative_ + c * width_;
-      const Real label = static_cast<Real>(c);
-#pragma omp simd
-      for (int p = 0; p < count_; ++p) {
-        top[p] = x[p] > largest[p] ? label : top[p];
-        largest[p] = x[p] > largest[p] ? x[p] : largest[p];
-      }
-    }
+    this->by_classes([&](auto classes, int c) { add_top<decltype(classes)::value>(c); });
     Real* FOCAL_RESTRICT others = others_;
     for (int p = 0; p < count_; ++p) {
       largest[p] = largest[p] == lowest ? Real(0) : largest[p];
       others[p] = 0;
     }
-    for (int c = 0; c < classes_; ++c) {
-      Real *FOCAL_RESTRICT x = relative_ + c * width_, *FOCAL_RESTRICT e = e_ + c * width_;
-      const Real label = static_cast<Real>(c);
-#pragma omp simd
-      for (int p = 0; p < count_; ++p) {
-        const Real relative = x[p] - largest[p], exponential = Math::exp(relative);
-        x[p] = relative;
-        e[p] = exponential;
-        others[p] += top[p] == label ? Real(0) : exponential;
-      }
-    }
+    this->by_classes([&](auto classes, int c) { add_exponentials<decltype(classes)::value>(c); });
     Real *FOCAL_RESTRICT inverse = inverse_, *FOCAL_RESTRICT log_sum = log_sum_;
 #pragma omp simd
     for (int p = 0; p < count_; ++p) {
@@ -126,58 +113,109 @@ class SoftColumns : ColumnTile<typename Term::Real> {
     }
   }
 
-  // y of class c, weight of the class included; 0 where ignored.
-  void load_target(int c) {
-    const Real weight = rule_.weights ? rule_.weights[c] : rule_.weight;
-    const Real kept = rule_.kept * weight, added = rule_.added * weight;
-    Real* FOCAL_RESTRICT target = target_;
-    const int32_t* FOCAL_RESTRICT codes = codes_;
-    if (rule_.dense) {
-      this->load_line(kTargets, target_, c);
-#pragma omp simd
-      for (int p = 0; p < count_; ++p) target[p] = codes[p] == kIgnored ? Real(0) : kept * target[p] + added;
-    } else {
-#pragma omp simd
-      for (int p = 0; p < count_; ++p)
-        target[p] = codes[p] == kIgnored ? Real(0) : codes[p] == c ? kept + added : added;
-    }
-  }
-
-  // Adds class c's loss to the positions' values and leaves w deriv in place of its relative logits.
-  template <bool values, class Loss>
-  void shares(const Loss loss, int c) {
-    Real* FOCAL_RESTRICT x = relative_ + c * width_;
-    Real *FOCAL_RESTRICT value = value_, *FOCAL_RESTRICT turn = turn_;
-    const Real *FOCAL_RESTRICT e = e_ + c * width_, *FOCAL_RESTRICT target = target_, *FOCAL_RESTRICT top = top_;
-    const Real *FOCAL_RESTRICT others = others_, *FOCAL_RESTRICT inverse = inverse_, *FOCAL_RESTRICT log_sum = log_sum_;
-    const Real label = static_cast<Real>(c);
+  template <int classes>
+  void add_top(int c) {
+    const Real* FOCAL_RESTRICT x = relative_ + c * width_;
+    Real *FOCAL_RESTRICT largest = largest_, *FOCAL_RESTRICT top = top_;
+    const int width = width_;
 #pragma omp simd
     for (int p = 0; p < count_; ++p) {
-      const ClassShare<Real> share(top[p] == label, e[p], x[p], others[p], inverse[p], log_sum[p]);
-      const ValueDeriv<Real> result = loss(share.p, share.q, share.ce);
-      // A class that is masked by -inf has an infinite loss and may well have a target of 0.
-      if (values) value[p] += target[p] == Real(0) ? Real(0) : target[p] * result.value;
-      const Real slope = target[p] * result.deriv;
-      x[p] = slope;
-      turn[p] += slope;
+      Real most = largest[p], at = top[p];
+      for (int i = 0; i < classes; ++i) {
+        const Real candidate = x[i * width + p];
+        at = candidate > most ? static_cast<Real>(c + i) : at;
+        most = candidate > most ? candidate : most;
+      }
+      largest[p] = most;
+      top[p] = at;
     }
   }
 
-  // d loss / d x_c = w_c deriv_c - p_c turn, turn = sum_c w_c deriv_c
+  template <int classes>
+  void add_exponentials(int c) {
+    Real *FOCAL_RESTRICT x = relative_ + c * width_, *FOCAL_RESTRICT e = e_ + c * width_;
+    Real* FOCAL_RESTRICT others = others_;
+    const Real *FOCAL_RESTRICT largest = largest_, *FOCAL_RESTRICT top = top_;
+    const int width = width_;
+#pragma omp simd
+    for (int p = 0; p < count_; ++p) {
+      Real sum = 0;
+      for (int i = 0; i < classes; ++i) {
+        const Real relative = x[i * width + p] - largest[p], exponential = Math::exp(relative);
+        x[i * width + p] = relative;
+        e[i * width + p] = exponential;
+        sum += top[p] == static_cast<Real>(c + i) ? Real(0) : exponential;
+      }
+      others[p] += sum;
+    }
+  }
+
+  // Adds the classes' losses to the positions' values and leaves w deriv in place of their relative logits.
+  template <int classes, class Loss>
+  int shares(const Loss& loss, int c) {
+    return rule_.dense ? shares<classes, true>(loss, c) : shares<classes, false>(loss, c);
+  }
+
+  template <int classes, bool dense, class Loss>
+  int shares(const Loss loss, int c) {
+    Real* FOCAL_RESTRICT x = relative_ + c * width_;
+    Real *FOCAL_RESTRICT value = value_, *FOCAL_RESTRICT own = own_, *FOCAL_RESTRICT turn = turn_;
+    const Real *FOCAL_RESTRICT e = e_ + c * width_, *FOCAL_RESTRICT target = target_, *FOCAL_RESTRICT top = top_;
+    const Real *FOCAL_RESTRICT others = others_, *FOCAL_RESTRICT inverse = inverse_, *FOCAL_RESTRICT log_sum = log_sum_;
+    const int32_t* FOCAL_RESTRICT codes = codes_;
+    const int width = width_;
+    Real kept[classes], added[classes];
+    for (int i = 0; i < classes; ++i) {
+      const Real weight = rule_.weights ? rule_.weights[c + i] : rule_.weight;
+      kept[i] = rule_.kept * weight;
+      added[i] = rule_.added * weight;
+      if (dense) this->load_line(kTargets, target_ + i * width_, c + i);
+    }
+#pragma omp simd
+    for (int p = 0; p < count_; ++p) {
+      const bool ignored = codes[p] == kIgnored;
+      Real of_value = 0, of_own = own[p], of_turn = 0;
+      for (int i = 0; i < classes; ++i) {
+        const int k = i * width + p;
+        const bool on_top = top[p] == static_cast<Real>(c + i);
+        const ClassShare<Real> share(on_top, e[k], x[k], others[p], inverse[p], log_sum[p]);
+        const ValueDeriv<Real> result = loss(share.p, share.q, share.ce);
+        const Real given = dense ? target[k] : codes[p] == c + i ? Real(1) : Real(0);
+        const Real weight = ignored ? Real(0) : kept[i] * given + added[i];
+        // A class that is masked by -inf has an infinite loss and may well have a target of 0.
+        of_value += weight == Real(0) ? Real(0) : weight * result.value;
+        const Real slope = weight * result.deriv;
+        x[k] = slope;
+        of_own = on_top ? slope : of_own;
+        of_turn += on_top ? Real(0) : slope;
+      }
+      value[p] += of_value;
+      own[p] = of_own;
+      turn[p] += of_turn;
+    }
+    return 0;
+  }
+
   void gradient() {
     this->load_slopes(slope_, weight_);
-    for (int p = 0; p < count_; ++p) turn_[p] *= inverse_[p];
+    for (int p = 0; p < count_; ++p) {
+      const Real own = own_[p], turn = turn_[p];
+      own_[p] = slope_at_top(own, turn, others_[p], inverse_[p]);
+      turn_[p] = (own + turn) * inverse_[p];
+    }
     for (int c = 0; c < classes_; ++c) {
       Real* FOCAL_RESTRICT x = relative_ + c * width_;
       const Real *FOCAL_RESTRICT e = e_ + c * width_, *FOCAL_RESTRICT turn = turn_;
 #pragma omp simd
       for (int p = 0; p < count_; ++p) x[p] -= e[p] * turn[p];
     }
+    for (int p = 0; p < count_; ++p) relative_[static_cast<int>(top_[p]) * width_ + p] = own_[p];
     this->store_gradient(relative_, slope_);
   }
 
   const SoftRule<Real> rule_;
-  Real *relative_, *e_, *largest_, *top_, *others_, *inverse_, *log_sum_, *target_, *weight_, *slope_, *value_, *turn_;
+  Real *relative_, *e_, *largest_, *top_, *others_, *inverse_, *log_sum_, *weight_, *slope_, *value_, *own_, *turn_;
+  Real *target_, *second_, *third_, *fourth_;  // neighbours: the targets of four classes
 };
 
 template <class Term>
@@ -277,18 +315,20 @@ class SoftRows {
     const Real* FOCAL_RESTRICT target = target_;
     const Real others = others_, inverse = Real(1) / (Real(1) + others), log_sum = log_of_sum<Math>(others);
     const int top = top_;
-    Real value = 0, turn = 0;
-#pragma omp simd reduction(+ : value, turn)
+    Real value = 0, own = 0, turn = 0;
+#pragma omp simd reduction(+ : value, own, turn)
     for (int c = 0; c < classes_; ++c) {
       const ClassShare<Real> share(c == top, e[c], x[c], others, inverse, log_sum);
       const ValueDeriv<Real> result = at(loss, c)(share.p, share.q, share.ce);
       value += target[c] == Real(0) ? Real(0) : target[c] * result.value;
       x[c] = target[c] * result.deriv;
-      turn += x[c];
+      own += c == top ? x[c] : Real(0);
+      turn += c == top ? Real(0) : x[c];
     }
-    turn *= inverse;
+    const Real all = (own + turn) * inverse;
 #pragma omp simd
-    for (int c = 0; c < classes_; ++c) x[c] -= e[c] * turn;
+    for (int c = 0; c < classes_; ++c) x[c] -= e[c] * all;
+    x[top] = slope_at_top(own, turn, others, inverse);
     return value;
   }
 

@@ -9,13 +9,17 @@
 namespace focal::cpu::FOCAL_CPU_ISA {
 
 // What a pass over a tile shall give. Each is a loop of its own: what is not wanted is not computed.
-enum class Want { kSum, kSumAndSlopes, kSlopes, kValues };
+enum class Want { kSum, kSumAndSlopes, kSlopes, kSumAndValues };
 
 inline Want wanted(const Task& task) {
-  if (task.tensor[kLoss]) return Want::kValues;
+  if (task.tensor[kLoss]) return Want::kSumAndValues;
   if (!task.tensor[kGradient]) return Want::kSum;
   return task.partial_sums ? Want::kSumAndSlopes : Want::kSlopes;
 }
+
+// float64 is there for its digits.
+template <class Real>
+constexpr bool kVectorised = std::is_same_v<Real, float>;
 
 // out[i] = element(i).value or .deriv, as wanted; returns the sum of the values.
 // The sum runs in vector lanes: its order depends on n and the instruction set alone.
@@ -25,20 +29,38 @@ double map(const Element element, Real* FOCAL_RESTRICT out, int n) {
 #pragma omp simd reduction(+ : total)
   for (int i = 0; i < n; ++i) {
     const ValueDeriv<Real> result = element(i);
-    if (want == Want::kSum || want == Want::kSumAndSlopes) total += result.value;
-    if (want == Want::kValues) out[i] = result.value;
+    if (want != Want::kSlopes) total += result.value;
+    if (want == Want::kSumAndValues) out[i] = result.value;
     if (want == Want::kSlopes || want == Want::kSumAndSlopes) out[i] = result.deriv;
   }
   return static_cast<double>(total);
 }
 
+// Where a loop of its own is worth its build time for each; elsewhere one more sum or store is not seen.
+template <class Element>
+constexpr bool kFourLoops = false;
+
 template <class Element, class Real>
 double map(Want want, const Element element, Real* out, int n) {
+  if constexpr (!kVectorised<Real>) {
+    // Functions of the C library are not vectorised, so that one loop does as well as four.
+    double total = 0;
+    for (int i = 0; i < n; ++i) {
+      const ValueDeriv<Real> result = element(i);
+      total += result.value;
+      if (want != Want::kSum) out[i] = want == Want::kSumAndValues ? result.value : result.deriv;
+    }
+    return total;
+  }
+  if constexpr (!kFourLoops<Element>) {
+    const bool values = want == Want::kSum || want == Want::kSumAndValues;
+    return values ? map<Want::kSumAndValues>(element, out, n) : map<Want::kSumAndSlopes>(element, out, n);
+  }
   switch (want) {
     case Want::kSum: return map<Want::kSum>(element, out, n);
     case Want::kSumAndSlopes: return map<Want::kSumAndSlopes>(element, out, n);
     case Want::kSlopes: return map<Want::kSlopes>(element, out, n);
-    case Want::kValues: return map<Want::kValues>(element, out, n);
+    default: return map<Want::kSumAndValues>(element, out, n);
   }
   return 0;
 }
@@ -61,6 +83,13 @@ FOCAL_INLINE Loss at(const WithGammas<Loss>& each, int i) {
   return loss;
 }
 
+template <class Loss>
+constexpr bool is_focal = false;
+template <class Math, Exponent exponent>
+constexpr bool is_focal<Focal<Math, exponent>> = true;
+template <class Math, Exponent exponent>
+constexpr bool is_focal<SoftFocal<Math, exponent>> = true;
+
 // Elements: what stands at index i of a tile, weights included. The value is weight x loss, the deriv is
 // slope x d loss / d margin (slope: weight x upstream x sign of the margin's derivative).
 
@@ -77,31 +106,80 @@ struct Weighted {
   }
 };
 
-// Logits of sigmoid negatives, all of one weight.
-template <class Loss>
+// Value and d value / dx of a negative.
+template <bool soft, class Loss, class Real>
+FOCAL_INLINE ValueDeriv<Real> negative(const Loss& loss, Real x, Real target) {
+  if constexpr (soft) {
+    return loss(x, target);
+  } else {
+    const ValueDeriv<Real> result = loss(-x);
+    return {result.value, -result.deriv};
+  }
+}
+
+// Logits of sigmoid negatives. Target, weight and slope (the weight with the reduction's scale) are one for all.
+// soft: the loss is of logits and targets, and not of margins.
+template <class Loss, bool soft>
 struct Negatives {
   using Real = typename Loss::Real;
   Loss loss;
   const Real* FOCAL_RESTRICT logit;
-  Real weight, slope;
+  Real target, weight, slope;
 
   FOCAL_INLINE ValueDeriv<Real> operator()(int i) const {
-    const ValueDeriv<Real> result = loss(-logit[i]);
+    const ValueDeriv<Real> result = negative<soft>(loss, logit[i], target);
     return {weight * result.value, slope * result.deriv};
   }
 };
 
-// Logits with their targets: an array of them and of weights, or one for all.
-template <class Loss, class Reals>
-struct Targeted {
+template <class Loss>
+constexpr bool kFourLoops<Negatives<Loss, false>> = true;
+
+// The same with numbers of their own. Where a sample's weight is 0 the element takes no
+// part, whatever its logit and its upstream gradient are.
+template <class Loss, bool soft>
+struct OwnNegatives {
   using Real = typename Loss::Real;
   Loss loss;
-  const Real* FOCAL_RESTRICT logit;
-  Reals target, weight, slope;
+  const Real *FOCAL_RESTRICT logit, *FOCAL_RESTRICT weight, *FOCAL_RESTRICT sample, *FOCAL_RESTRICT upstream;
+  Real target, scale;
 
   FOCAL_INLINE ValueDeriv<Real> operator()(int i) const {
-    const ValueDeriv<Real> result = at(loss, i)(logit[i], target[i]);
-    return {weight[i] * result.value, slope[i] * result.deriv};
+    const bool used = sample[i] != Real(0);
+    const ValueDeriv<Real> result = negative<soft>(at(loss, i), used ? logit[i] : Real(0), target);
+    const Real own = sample[i] * weight[i];
+    return {own * result.value, used ? own * scale * upstream[i] * result.deriv : Real(0)};
+  }
+};
+
+// Logits with dense targets. Reals: an array, or one number for all. An element that is ignored or whose sample has a weight
+// of 0 becomes an ordinary one of weight and slope 0, whatever its logit and its upstream gradient are.
+template <class Loss, bool soft, class Reals>
+struct Dense {
+  using Real = typename Loss::Real;
+  Loss loss;
+  const Real *FOCAL_RESTRICT logit, *FOCAL_RESTRICT target;
+  Reals positive, negative, sample, upstream;
+  Real ignored, scale;
+  Real lowest;  // target of a negative
+  Share<Real> share_of;
+
+  FOCAL_INLINE ValueDeriv<Real> operator()(int i) const {
+    const bool used = target[i] != ignored && sample[i] != Real(0);
+    const Real given = used ? target[i] : Real(0), x = used ? logit[i] : Real(0);
+    const Real t = soft ? lowest + (Real(1) - 2 * lowest) * given : given;
+    const Real share = soft ? share_of(t) : t;
+    const Real mixed = share * positive[i] + (Real(1) - share) * negative[i];
+    const Real weight = used ? sample[i] * mixed : Real(0);
+    const Real slope = used ? weight * (scale * upstream[i]) : Real(0);
+    if constexpr (soft) {
+      const ValueDeriv<Real> result = at(loss, i)(x, t);
+      return {weight * result.value, slope * result.deriv};
+    } else {
+      const Real sign = t > Real(0) ? Real(1) : Real(-1);
+      const ValueDeriv<Real> result = at(loss, i)(sign * x);
+      return {weight * result.value, sign * slope * result.deriv};
+    }
   }
 };
 
@@ -117,6 +195,7 @@ struct FocalTerm {
   static auto hard(const Task& task, const Visit& visit) {
     const Real gamma = static_cast<Real>(task.rule.gamma);
     if (task.rule.loss != Loss::kFocal) return of_margin(task.rule, visit);
+    if constexpr (!kCases) return visit(Focal<Math, Exponent::kAny>{gamma});
     switch (exponent_of(task.rule.gamma)) {
       case Exponent::kZero: return visit(Focal<Math, Exponent::kZero>{gamma});
       case Exponent::kOne: return visit(Focal<Math, Exponent::kOne>{gamma});
@@ -160,11 +239,16 @@ struct FocalTerm {
   }
 
  private:
+  static constexpr bool kCases = kVectorised<Real>;  // of gamma: elsewhere they would only cost build time
+
   // What is not the plain loss of a margin is worth two cases: 2, and any.
   template <template <class, Exponent> class Loss, class Visit, class... Parameters>
   static auto by_exponent(const Task& task, const Visit& visit, Parameters... parameters) {
     const Real gamma = static_cast<Real>(task.rule.gamma);
-    if (exponent_of(task.rule.gamma) == Exponent::kTwo) return visit(Loss<Math, Exponent::kTwo>{gamma, parameters...});
+    if constexpr (kCases) {
+      if (exponent_of(task.rule.gamma) == Exponent::kTwo)
+        return visit(Loss<Math, Exponent::kTwo>{gamma, parameters...});
+    }
     return visit(Loss<Math, Exponent::kAny>{gamma, parameters...});
   }
 

@@ -108,15 +108,17 @@ __global__ void __launch_bounds__(kStridedThreads, sizeof(typename Term::Real) =
       // A class that is masked by -inf has an infinite loss and may well have a target of 0.
       visit(share.p, weight == Real(0) ? Real(0) : weight * result.value, weight * result.deriv);
     };
-    Real value = 0, turn = 0;
+    Real value = 0, own = 0, turn = 0;
     for (int32_t c = lane; c < classes; c += a.lanes) {
       of_class(c, [&](Real, Real of_value, Real of_deriv) {
         value += of_value;
-        turn += of_deriv;
+        own += c == top.at ? of_deriv : Real(0);
+        turn += c == top.at ? Real(0) : of_deriv;
       });
     }
     for (int distance = a.lanes / 2; distance > 0; distance /= 2) {
       value += __shfl_xor_sync(kAllLanes, value, distance);
+      own += __shfl_xor_sync(kAllLanes, own, distance);
       turn += __shfl_xor_sync(kAllLanes, turn, distance);
     }
     if (!exists) continue;
@@ -127,11 +129,15 @@ __global__ void __launch_bounds__(kStridedThreads, sizeof(typename Term::Real) =
     }
     if (mode == Mode::kGradient) {
       const Real upstream = a.upstream_each ? load(a.upstream_each + offset[kLoss]) : Real(1);
-      const Real factor = sample * scale * upstream;
+      const Real factor = sample * scale * upstream, all = own + turn;
+      const Real at_top = slope_at_top(own, turn, top.others, inverse);
       Storage* to = static_cast<Storage*>(a.gradient) + offset[kGradient];
       for (int32_t c = lane; c < a.classes; c += a.lanes) {
         Real slope = 0;
-        if (code >= 0) of_class(c, [&](Real p, Real, Real of_deriv) { slope = factor * (of_deriv - p * turn); });
+        if (code >= 0) {
+          of_class(c, [&](Real p, Real, Real of_deriv) { slope = c == top.at ? at_top : of_deriv - p * all; });
+          slope *= factor;
+        }
         store(to + c * a.class_stride[kGradient], from_real<Storage>(slope));
       }
     }

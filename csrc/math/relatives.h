@@ -51,10 +51,7 @@ struct ShapedFocal {
     const Real ce = finite(s.minus_log_p);
     const bool inside = s.p >= threshold;
     const Real base = slope * s.q + offset;
-    const bool plain = slope == Real(1) && offset == Real(0);
-    const Real of_base =
-        plain ? modulator<Math, exponent>(s.q, finite(s.minus_log_q), gamma) : power<Math, exponent>(base, gamma);
-    const Real m = inside ? of_base : Real(1);
+    const Real m = inside ? power<Math, exponent>(base, gamma) : Real(1);
     const Real bend = inside ? gamma * slope * s.p * ratio<Math>(s.q, base, Real(0)) : Real(0);
     return {m * (s.minus_log_p + epsilon * Math::kPerNat * s.q),
             -m * (bend * (ce * Math::kUnit + epsilon * s.q) + s.q + epsilon * s.p * s.q)};
@@ -211,6 +208,13 @@ struct ClassShare {
   FOCAL_INLINE ClassShare(bool top, Real e, Real relative, Real others, Real inverse, Real log_sum)
       : p(e * inverse), q((top ? others : Real(1) + others - e) * inverse), ce(log_sum - relative) {}
 };
+
+// d loss / d x_c = s_c - p_c sum_k s_k with s_c = w_c deriv_c (ClassFocal). Of the class on top, own, 1 - p_c would cancel
+// where it is nearly sure: s_c (1 - p_c) - p_c turn, turn being the sum of the others.
+template <class Real>
+FOCAL_INLINE Real slope_at_top(Real own, Real turn, Real others, Real inverse) {
+  return (own * others - turn) * inverse;
+}
 
 // A class's term of softmax with soft targets, from p, q = 1 - p and ce = -log p: value = q^gamma ce, and
 //   deriv = (d value / d margin) / q = -q^gamma (gamma p ce / q + 1)

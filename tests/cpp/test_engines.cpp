@@ -96,7 +96,7 @@ Task make(const Case& c, Data& data, Want want, const float* alpha) {
   task.tensor[kTargets] = {data.targets.data(), DType::kInt64, 0};
   const bool gradient = want == Want::kSlopes || want == Want::kSumAndSlopes;
   task.tensor[kGradient].data = gradient ? data.gradient.data() + border : nullptr;
-  task.tensor[kLoss].data = want == Want::kValues ? data.loss.data() + border : nullptr;
+  task.tensor[kLoss].data = want == Want::kSumAndValues ? data.loss.data() + border : nullptr;
   c.softmax ? plan_softmax(task) : plan_elementwise(task);
   data.sums.assign(task.chunks, 0);
   if (want == Want::kSum || want == Want::kSumAndSlopes) task.partial_sums = data.sums.data();
@@ -170,7 +170,7 @@ int main() {
         for (int64_t classes : {2, 3, 5, 19, 63, 64, 4097}) {
           if (classes > 1000 && inner > 2) continue;
           for (int64_t gap : {0, 3}) {
-            for (Want want : {Want::kSum, Want::kSumAndSlopes, Want::kSlopes, Want::kValues}) {
+            for (Want want : {Want::kSum, Want::kSumAndSlopes, Want::kSlopes, Want::kSumAndValues}) {
               for (bool alpha : {false, true}) check_case({3, classes, inner, gap, class_last, softmax}, want, alpha);
             }
           }
