@@ -2,6 +2,7 @@
 // Must not know: what is inside an engine, torch.
 #pragma once
 
+#include "cpu/selection.h"
 #include "cpu/task.h"
 
 namespace focal::cpu {
@@ -16,6 +17,8 @@ struct Kernels {
   void (*elementary_float32)(const char* function, const float* in, float* out, int64_t n);
   void (*margin_float32)(double gamma, const float* margin, float* value, float* deriv, int64_t n);
   void (*margin_float64)(double gamma, const double* margin, double* value, double* deriv, int64_t n);
+  SelectKernels<float> select_float32;
+  SelectKernels<double> select_float64;
 
   void run(const Task& task, int64_t first, int64_t last) const {
     (task.tensor[kLogits].dtype == DType::kFloat64 ? run_float64 : run_float32)(task, first, last);

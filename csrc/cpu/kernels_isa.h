@@ -4,6 +4,7 @@
 #include "cpu/elementwise.h"
 #include "cpu/rows.h"
 #include "cpu/scan.h"
+#include "cpu/select.h"
 #include "cpu/soft.h"
 
 namespace focal::cpu::FOCAL_CPU_ISA {
@@ -66,8 +67,12 @@ void margin(double gamma, const Real* in, Real* value, Real* deriv, int64_t n) {
   }
 }
 
+template <class Real>
+constexpr SelectKernels<Real> kSelect = {split<Real>, tally<Real>, keep<Real>};
+
 extern const Kernels table;
-const Kernels table = {FOCAL_CPU_ISA_NAME, run<PolyMath>,    run<LibmMath<double>>,   scan,
-                       elementary,         margin<PolyMath>, margin<LibmMath<double>>};
+const Kernels table = {FOCAL_CPU_ISA_NAME, run<PolyMath>,    run<LibmMath<double>>,    scan,
+                       elementary,         margin<PolyMath>, margin<LibmMath<double>>, kSelect<float>,
+                       kSelect<double>};
 
 }  // namespace focal::cpu::FOCAL_CPU_ISA

@@ -27,6 +27,12 @@ STABLE_TORCH_LIBRARY(focal_cuda, library) {
   library.def("margin_probe(Tensor margin, float gamma) -> (Tensor value, Tensor deriv)");
   // A gradient that lies over its logits, times the upstream gradient; nothing happens where that is 1. CUDA alone.
   library.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
+  // The mean of the k largest losses (>= 0 or NaN): k = int(counted * keep_ratio), at least 1 (0: none), or as many as are
+  // above the threshold (negative: none), whichever is more. Of equal ones the first are taken. kept: which they are.
+  library.def(
+      "hardest(Tensor losses, Tensor counted, float keep_ratio, float threshold) -> (Tensor mean, Tensor kept)");
+  // grad_losses may be the memory of the losses.
+  library.def("hardest_backward(Tensor upstream, Tensor losses, Tensor kept, Tensor(a!) grad_losses) -> ()");
   FOCAL_SCHEMAS("sigmoid_focal_loss")
   FOCAL_SCHEMAS("softmax_focal_loss")
 #undef FOCAL_TARGETS
