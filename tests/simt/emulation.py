@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from focal_cuda import _ops
+from focal_cuda import _ohem, _ops
 
 from . import build
 
@@ -30,17 +30,20 @@ class Emulation:
         self.families = {}
         for name, family in _ops.FAMILIES.items():
             names = {"forward": name, "inplace": f"{name}_inplace", "backward": f"{name}_backward"}
-            for operator in names.values():
-                # Shapes for tracing, from the operator that this one stands for.
-                torch.library.register_fake(f"{NAMESPACE}::{operator}", getattr(torch.ops.focal_cuda, operator).default)
-            self.families[name] = family._replace(
-                **{key: getattr(self.operators, operator).default for key, operator in names.items()}
-            )
+            self.families[name] = family._replace(**self._standing_for(names))
+        self.hardest = _ohem.Operators(**self._standing_for({"forward": "hardest", "backward": "hardest_backward"}))
+
+    def _standing_for(self, names: dict[str, str]) -> dict[str, torch._ops.OpOverload]:
+        for name in names.values():
+            # Shapes for tracing, from the operator that this one stands for.
+            torch.library.register_fake(f"{NAMESPACE}::{name}", getattr(torch.ops.focal_cuda, name).default)
+        return {key: getattr(self.operators, name).default for key, name in names.items()}
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From here on the public functions run emulated kernels. torch.ops.focal_cuda does not: torch finds operators
         by name there."""
         monkeypatch.setattr(_ops, "FAMILIES", self.families)
+        monkeypatch.setattr(_ohem, "OPERATORS", self.hardest)
 
     @property
     def launches(self) -> int:
