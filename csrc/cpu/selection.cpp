@@ -177,16 +177,14 @@ void narrow(const Pieces<Real>& from, int64_t rank, Range<Real>& range, const Fo
   }
 }
 
-// The index of the loss that is the rank-th of those with this key.
+// The index of the loss that is the rank-th of those with this key, of which every piece has so many within.
 template <class Real>
-int64_t place_of(const Pieces<Real>& all, Key<Real> key, int64_t rank, const ForChunks& for_chunks) {
-  const Parts<Real> equal = split(all, {key, key}, false, for_chunks);
+int64_t place_of(const Pieces<Real>& all, const std::vector<Split>& equal, Key<Real> key, int64_t rank) {
   size_t piece = 0;
-  while (rank > equal.each[piece].within) rank -= equal.each[piece++].within;
+  while (rank > equal[piece].within) rank -= equal[piece++].within;
   const Real* loss = all.pieces[piece].data;
-  for (;; ++loss) {
-    if (key_of(*loss) == key && --rank == 0) return loss - all.pieces[0].data;
-  }
+  while (key_of(*loss) != key || --rank > 0) ++loss;
+  return loss - all.pieces[0].data;
 }
 
 }  // namespace
@@ -218,10 +216,10 @@ Hardest select_hardest(const Real* losses, int64_t n, double counted, const Hard
   } else {
     narrow(all, rank, range, for_chunks);
   }
-  Split found;
+  Parts<Real> parts;
   for (;;) {
-    Parts<Real> parts = split(*pieces, range, range.low < range.high, for_chunks);
-    found = parts.total;
+    parts = split(*pieces, range, range.low < range.high, for_chunks);
+    const Split& found = parts.total;
     if (rank <= found.above || rank > found.above + found.within) {
       range = {};  // the sample misjudged
     } else if (range.low == range.high) {
@@ -234,10 +232,14 @@ Hardest select_hardest(const Real* losses, int64_t n, double counted, const Hard
     }
     narrow(*pieces, rank, range, for_chunks);
   }
-  rank -= found.above;
+  rank -= parts.total.above;
   // The key of a NaN is a NaN, too.
-  sum += found.sum + static_cast<double>(rank) * static_cast<double>(bit_cast<Real>(range.low));
-  const int64_t last = rank == found.within ? n - 1 : place_of(all, range.low, rank, for_chunks);
+  sum += parts.total.sum + static_cast<double>(rank) * static_cast<double>(bit_cast<Real>(range.low));
+  int64_t last = n - 1;
+  if (rank < parts.total.within) {
+    if (pieces != &all) parts = split(all, range, false, for_chunks);
+    last = place_of(all, parts.each, range.low, rank);
+  }
   return {sum / static_cast<double>(k), {range.low, last, 1 / static_cast<double>(k)}};
 }
 
