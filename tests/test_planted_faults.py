@@ -17,7 +17,7 @@ class Fault(NamedTuple):
     old: str
     new: str
     source: str = "strided.cu"  # the one that is compiled with it
-    engine: str = "softmax strided, few classes"  # that runs, of cases.ENGINES
+    engine: str = "softmax strided, few classes"  # that runs, of cases.ENGINES or mutants.HARDEST
 
 
 FAULTS = {
@@ -48,6 +48,19 @@ FAULTS = {
     ),
     "rows taken before they have come": Fault(
         "rows_staged.h", "    wait_for_copies();\n    __syncthreads();\n", "", "rows.cu", "softmax rows in chunks"
+    ),
+    "one of the equal losses too many": Fault(
+        "select.cu", "here == key && i + j < limit", "here == key && i + j <= limit", "select.cu", mutants.HARDEST
+    ),
+    "a digit's remaining rank from the wrong side": Fault(
+        "select.cu",
+        "rank = search.rank - behind, within",
+        "rank = behind + mine - search.rank + 1, within",
+        "select.cu",
+        mutants.HARDEST,
+    ),
+    "counters that are not cleared": Fault(
+        "select.cu", "    store(a.counts + d, 0ull);\n  }", "  }", "select.cu", mutants.HARDEST
     ),
 }
 

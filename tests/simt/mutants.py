@@ -14,6 +14,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simt.emulation import Emulation
+    from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -21,6 +26,7 @@ from simt import build  # noqa: E402
 
 BARRIER = re.compile(r"(if \(\w+\) )?(?<!::)\b(__syncthreads|__syncwarp|cluster_sync|cluster_barrier)\([^()]*\);")
 SEEDS = range(4)
+HARDEST = "hardest losses"
 
 
 def plant(folder: Path, file: str, old: str, new: str, sources: tuple[str, ...] = ()) -> Path:
@@ -36,7 +42,7 @@ def plant(folder: Path, file: str, old: str, new: str, sources: tuple[str, ...] 
 
 def problem_of(library: Path, part: str = "") -> str:
     """What is wrong with the kernels of a library, held against those of the CPU; "" if nothing.
-    part: of the names in cases.ENGINES to try."""
+    part: of the names in cases.ENGINES, or of HARDEST, to try."""
     # In a process of its own: an operator can be registered once.
     command = [sys.executable, __file__, "--check", str(library), part]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -87,6 +93,31 @@ def differs(library: Path, part: str) -> str:
             for bad_place in (None, 0, 33 % positions, positions - 1) if part in name else ():
                 if found := problem(op, shape, reduction, bad_place):
                     return f"{name}, {reduction}: {found}"
+    return differs_in_hardest(emulation) if part in HARDEST else ""
+
+
+def differs_in_hardest(emulation: Emulation) -> str:
+    import torch
+
+    def hardest(operators: Any, losses: Tensor, rule: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        mean, kept = operators.hardest(losses, torch.tensor(losses.numel()), *rule)
+        gradient = torch.empty_like(losses)
+        operators.hardest_backward(torch.full_like(mean, 0.7), losses, kept, gradient)
+        return mean, gradient
+
+    torch.manual_seed(0)
+    for n in (1000, 20_011):
+        for losses in (torch.rand(n) ** 8, torch.randint(0, 9, (n,)) / 9, torch.full((n,), 0.3).double()):
+            for rule in ((0.25, -1.0), (0.0, 0.3)):
+                expected = hardest(torch.ops.focal_cuda, losses, rule)
+                for seed in SEEDS:
+                    emulation.seed = seed
+                    try:
+                        mean, gradient = hardest(emulation.operators, losses, rule)
+                    except RuntimeError as error:
+                        return f"{HARDEST}: {str(error).splitlines()[0]}"
+                    if not (torch.allclose(mean, expected[0], 1e-6, 0) and torch.equal(gradient, expected[1])):
+                        return f"{HARDEST}, {rule} of {n}: others are kept, or their mean is wrong"
     return ""
 
 
