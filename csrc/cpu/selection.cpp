@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -149,8 +148,9 @@ template <class Real>
 void narrow(const Pieces<Real>& from, int64_t rank, Range<Real>& range, const ForChunks& for_chunks) {
   if (from.total <= kFew) {
     std::vector<Key<Real>> keys;
-    for (const Piece<Real>& piece : from.pieces)
-      std::transform(piece.data, piece.data + piece.count, std::back_inserter(keys), key_of<Real>);
+    for (const Piece<Real>& piece : from.pieces) {
+      for (int64_t i = 0; i < piece.count; ++i) keys.push_back(key_of(piece.data[i]));
+    }
     std::nth_element(keys.begin(), keys.begin() + (rank - 1), keys.end(), std::greater<Key<Real>>());
     range.low = range.high = keys[rank - 1];
     return;
@@ -173,7 +173,7 @@ void narrow(const Pieces<Real>& from, int64_t rank, Range<Real>& range, const Fo
     while (rank > counts[digit]) rank -= counts[digit--];
     within = counts[digit];
     range.low += static_cast<Key<Real>>(digit) << shift;
-    range.high = std::min(range.high, range.low + (static_cast<Key<Real>>(1) << shift) - 1);
+    range.high = std::min(range.high, range.low + ((static_cast<Key<Real>>(1) << shift) - 1));
   }
 }
 
