@@ -2,98 +2,16 @@
 // no synchronisation, no read of a device's memory: everything can be captured into a CUDA graph.
 // Order of a forward: counts of the labels where the gradient needs them, the scale, the engine, the sum. Labels are
 // checked on the way, and a bad one stops the last of these kernels (scan.cu).
-#if !defined(FOCAL_SIMT)
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#endif
-
 #include <algorithm>
-#include <deque>
 #include <numeric>
 
 #include "cuda/probe.cuh"
 #include "cuda/task.h"
+#include "torch/device.h"
 #include "torch/operators.h"
 
 namespace focal::glue {
 namespace {
-
-#if defined(FOCAL_SIMT)
-
-// The emulation: no device, no stream, and the memory that kernels may touch is told.
-struct OnDeviceOf {
-  explicit OnDeviceOf(const Tensor&) {}
-  cudaStream_t stream() const { return {}; }
-};
-
-class Reach {
- public:
-  void read(const Tensor& tensor) { allow(tensor, false); }
-  // Outputs begin as NaN, so that what is not written shows.
-  void write(const Tensor& tensor, bool fresh) {
-    allow(tensor, true);
-    if (fresh) std::memset(tensor.data_ptr(), 0xff, tensor.numel() * tensor.element_size());
-  }
-
- private:
-  void allow(const Tensor& tensor, bool writable) {
-    int64_t first = 0, last = 0;
-    if (tensor.numel() == 0) return;
-    for (int64_t d = 0; d < tensor.dim(); ++d) {
-      const int64_t reach = (tensor.size(d) - 1) * tensor.stride(d);
-      (reach < 0 ? first : last) += reach;
-    }
-    const int64_t size = static_cast<int64_t>(tensor.element_size());
-    memory_.emplace_back(static_cast<const char*>(tensor.data_ptr()) + first * size, (last - first + 1) * size,
-                         writable);
-  }
-  std::deque<simt::Memory> memory_;
-};
-
-#else
-
-class OnDeviceOf {
- public:
-  explicit OnDeviceOf(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
-  cudaStream_t stream() const {
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
-    return static_cast<cudaStream_t>(stream);
-  }
-
- private:
-  int32_t index_;
-  torch::stable::accelerator::DeviceGuard guard_;
-};
-
-struct Reach {
-  void read(const Tensor&) {}
-  void write(const Tensor&, bool) {}
-};
-
-#endif
-
-void check_launch(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  std::string text = std::string("focal_cuda: a CUDA launch failed: ") + cudaGetErrorString(error);
-#if !defined(FOCAL_SIMT)
-  if (error == cudaErrorNoKernelImageForDevice) {
-    text +=
-        "; this build has no kernels for the GPU's architecture: rebuild with TORCH_CUDA_ARCH_LIST set to it "
-        "(focal_cuda.build_info() lists what it has).";
-  }
-#endif
-  throw std::runtime_error(text);
-}
-
-void require_same_device(const Tensor& logits, const Tensor& other) {
-#if !defined(FOCAL_SIMT)
-  require(other.is_cuda() && other.get_device_index() == logits.get_device_index(),
-          "all tensors must be on the logits' device");
-#else
-  (void)logits, (void)other;
-#endif
-}
 
 cuda::Tensor tensor_of(const Tensor& tensor, int64_t class_stride) {
   return {tensor.data_ptr(), dtype_of(tensor), class_stride};
@@ -141,27 +59,6 @@ cuda::Naming naming_of(const Tensor& targets) {
                    [&](int a, int b) { return naming.strides[a] > naming.strides[b]; });
   return naming;
 }
-
-// Memory for what kernels leave each other, from the caching allocator: as many float64 as fit the records.
-class Workspace {
- public:
-  Workspace(size_t bytes, const Tensor& like) {
-    const int64_t size = static_cast<int64_t>(bytes / sizeof(double) + 1), stride = 1;
-    memory_ = empty_strided(&size, &stride, 1, ScalarType::Double, like);
-    next_ = static_cast<char*>(memory_.data_ptr());
-  }
-  template <class T>
-  T* take(int64_t count) {
-    T* taken = reinterpret_cast<T*>(next_);
-    next_ += count * sizeof(T);
-    return taken;
-  }
-  const Tensor& memory() const { return memory_; }
-
- private:
-  Tensor memory_;
-  char* next_;
-};
 
 struct Cuda {
   static std::tuple<Tensor, Tensor> forward(const Inputs& inputs, const std::optional<Tensor>& normalizer, double scale,

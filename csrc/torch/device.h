@@ -83,11 +83,12 @@ inline void check_launch(cudaError_t error) {
   throw std::runtime_error(text);
 }
 
-inline void require_same_device(const Tensor& logits, const Tensor& other, const char* what) {
+inline void require_same_device(const Tensor& tensor, const Tensor& other) {
 #if !defined(FOCAL_SIMT)
-  require(other.is_cuda() && other.get_device_index() == logits.get_device_index(), what);
+  require(other.is_cuda() && other.get_device_index() == tensor.get_device_index(),
+          "all tensors must be on one device");
 #else
-  (void)logits, (void)other, (void)what;
+  (void)tensor, (void)other;
 #endif
 }
 

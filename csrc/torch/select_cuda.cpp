@@ -8,7 +8,7 @@ namespace {
 
 std::tuple<Tensor, Tensor> hardest(Tensor losses, Tensor counted, double keep_ratio, double threshold) {
   const OnDeviceOf device(losses);
-  require_same_device(losses, counted, "counted must be on the losses' device");
+  require_same_device(losses, counted);
   cuda::SelectTask task;
   task.rule = hardest_rule(losses, counted, keep_ratio, threshold);
   task.losses = losses.data_ptr();
@@ -34,8 +34,7 @@ std::tuple<Tensor, Tensor> hardest(Tensor losses, Tensor counted, double keep_ra
 void hardest_backward(Tensor upstream, Tensor losses, Tensor kept, Tensor grad_losses) {
   const OnDeviceOf device(losses);
   check_hardest_backward(upstream, losses, kept, grad_losses);
-  for (const Tensor* other : {&upstream, &kept, &grad_losses})
-    require_same_device(losses, *other, "all tensors must be on the losses' device");
+  for (const Tensor* other : {&upstream, &kept, &grad_losses}) require_same_device(losses, *other);
   Reach reach;
   for (const Tensor* input : {&upstream, &losses, &kept}) reach.read(*input);
   reach.write(grad_losses, grad_losses.data_ptr() != losses.data_ptr());
