@@ -32,10 +32,9 @@ def class_weights(counts_or_rates: Tensor | Sequence[float], beta: float = 1.0, 
             in the mean 1, it is ``"inverse"`` with ``beta=1``.
 
     Returns:
-        ``[C]`` on the same device, float64 for float64, of the default dtype for anything else. The mean over the
-        classes that occur is 1. A class with count 0 gets the weight of the rarest that occurs: it is finite, no
-        lighter than any other should a sample turn up, and leaves the others' weights as they are without it (80 of
-        COCO's 91 labels are in use).
+        ``[C]`` on the same device, float64 for float64, of the default dtype for anything else. Their mean
+        is 1. A class with count 0 gets the weight of the rarest that occurs: finite, and no lighter than any other
+        should a sample turn up.
 
     Raises:
         TypeError: something is no number.
@@ -74,7 +73,7 @@ def class_weights(counts_or_rates: Tensor | Sequence[float], beta: float = 1.0, 
         weights = torch.expm1(torch.xlogy(rarest, beta)) / torch.expm1(torch.xlogy(counts, beta))
     else:
         weights = (rarest / counts) ** beta
-    weights = weights / (torch.where(occurs, weights, 0.0).sum() / occurs.sum())
+    weights = weights / weights.mean()
     double = isinstance(counts_or_rates, Tensor) and counts_or_rates.dtype == torch.float64
     return weights if double else weights.to(torch.get_default_dtype())
 

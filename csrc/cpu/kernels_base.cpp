@@ -2,5 +2,6 @@
 #include "cpu/prelude.h"
 
 #define FOCAL_CPU_ISA base
+#define FOCAL_CPU_FLOAT64
 #define FOCAL_CPU_ISA_NAME "base"
 #include "cpu/kernels_isa.h"

@@ -1,5 +1,6 @@
 // The engines compiled for one instruction set. The including file defines FOCAL_CPU_ISA (a namespace of its own, so that
-// no two instruction sets ever share a function) and sets the target before it includes this.
+// no two instruction sets ever share a function) and sets the target before it includes this. float64 calls the C library
+// for every element and gains nothing from a wider set: it is compiled in kernels_base.cpp alone (FOCAL_CPU_FLOAT64).
 #include "cpu/columns.h"
 #include "cpu/elementwise.h"
 #include "cpu/rows.h"
@@ -70,9 +71,24 @@ void margin(double gamma, const Real* in, Real* value, Real* deriv, int64_t n) {
 template <class Real>
 constexpr SelectKernels<Real> kSelect = {split<Real>, tally<Real>, keep<Real>};
 
+}  // namespace focal::cpu::FOCAL_CPU_ISA
+
+namespace focal::cpu::base {
+void run_float64(const Task& task, int64_t first, int64_t last);
+void margin_float64(double gamma, const double* margin, double* value, double* deriv, int64_t n);
+#if defined(FOCAL_CPU_FLOAT64)
+void run_float64(const Task& task, int64_t first, int64_t last) { run<LibmMath<double>>(task, first, last); }
+void margin_float64(double gamma, const double* in, double* value, double* deriv, int64_t n) {
+  margin<LibmMath<double>>(gamma, in, value, deriv, n);
+}
+#endif
+}  // namespace focal::cpu::base
+
+namespace focal::cpu::FOCAL_CPU_ISA {
+
 extern const Kernels table;
-const Kernels table = {FOCAL_CPU_ISA_NAME, run<PolyMath>,    run<LibmMath<double>>,    scan,
-                       elementary,         margin<PolyMath>, margin<LibmMath<double>>, kSelect<float>,
+const Kernels table = {FOCAL_CPU_ISA_NAME, run<PolyMath>,    base::run_float64,    scan,
+                       elementary,         margin<PolyMath>, base::margin_float64, kSelect<float>,
                        kSelect<double>};
 
 }  // namespace focal::cpu::FOCAL_CPU_ISA
