@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -25,6 +25,8 @@ from torch import Tensor
 
 from bench.candidates import Candidate
 from bench.inputs import Inputs
+
+Outputs = TypeVar("Outputs", bound=tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,23 @@ class Clock:
         return start.elapsed_time(end) * 1e-3
 
 
+def captured(call: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs]:
+    """A graph of the call, and its outputs, which every replay writes anew.
+
+    It is called on a stream of its own first, as capturing requires.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+    return graph, outputs
+
+
 @dataclass
 class Runner:
     """One candidate over all input sets, and the samples taken of it, in seconds for one call."""
@@ -123,22 +142,14 @@ class Runner:
         return loss.detach(), gradient
 
     def _capture(self, which: int) -> Callable[[], tuple[Tensor, Tensor]]:
-        """A CUDA graph of the training call, which is called on a stream of its own first, as capturing requires."""
+        """A CUDA graph of the training call."""
         logits, arguments = self.logits(which), self.arguments[which]
 
         def call() -> tuple[Tensor, Tensor]:
             loss = self.function(logits, *arguments)
             return loss, torch.autograd.grad(loss, logits)[0]
 
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = call()
+        graph, outputs = captured(call)
 
         def replay() -> tuple[Tensor, Tensor]:
             graph.replay()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from compare import assert_bitwise, bits, check, run
 from torch import Tensor
 
 import focal_cuda
+from bench.timing import captured
 
 GPU = torch.cuda.is_available() and focal_cuda.is_available("cuda")
 pytestmark = pytest.mark.skipif(not GPU, reason="needs a GPU and a build for it")
@@ -190,20 +190,6 @@ def test_many_streams_at_once(op: str, device: str) -> None:
     for found, right in zip(results, expected, strict=True):
         for loss, grad in found:
             assert torch.equal(loss, right.loss) and torch.equal(grad, right.grad)
-
-
-def captured(call: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-    """A graph of the call, and its outputs, which every replay writes anew."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = call()
-    return graph, outputs
 
 
 @engines
