@@ -68,8 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     deadline = time.monotonic() + options.seconds
     if options.list:
+        width = max(map(len, SCENARIOS))
         for name in _choose(options.scenario):
-            print(f"{name:32} {SCENARIOS[name].title}")
+            print(f"{name:{width}} {SCENARIOS[name].title}")
         return 0
     folder = options.results
     if folder is None:
@@ -144,7 +145,7 @@ def _measure(options: argparse.Namespace, folder: Path, deadline: float) -> int:
             if options.json:
                 results.merge(path, facts, {key: result})
             shown.append(result)
-            if group is None:
+            if group not in results.CURVES:
                 print("\n" + report.scenario_table(key, result), flush=True)
         if group is not None and shown:
             print("\n" + report.group_table(shown), flush=True)

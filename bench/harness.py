@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from bench.accuracy import Oracle
-from bench.candidates import Candidate, candidates_of
+from bench.candidates import Candidate
 from bench.memory import peak_bytes
 from bench.scenario import Scenario
 from bench.timing import CUDA, QUICK, Budget, Clock, Runner, interleave
@@ -42,8 +42,8 @@ def run_scenario(
     clock, oracle = Clock(device, scenario.latency), Oracle(inputs[0])
     torch.compiler.reset()  # other scenarios' shapes would count against the recompile limit
 
-    known = candidates_of(scenario.family)
-    named = [known[name].at(scenario.gamma) for name in scenario.candidates_on(device)]
+    known = scenario.all_candidates()
+    named = [known[name] for name in scenario.candidates_on(device)]
     chosen = [candidate for candidate in named if compiled or not candidate.compiled]
     results: dict[str, Any] = {}
     runners = []
@@ -79,7 +79,8 @@ def run_scenario(
         "group": scenario.group,
         "shape": list(shape),
         "dtype": str(dtype).removeprefix("torch."),
-        "gamma": scenario.gamma,
+        "loss": scenario.loss,
+        "options": dict(scenario.options),
         "baseline": scenario.baseline,
         "compiled": scenario.compiled_on(device),
         "bytes": scenario.declared_bytes(shape, dtype),

@@ -10,7 +10,6 @@ import sys
 import torch
 
 from bench.__main__ import DTYPES
-from bench.candidates import candidates_of
 from bench.scenarios import SCENARIOS
 from bench.timing import Clock, Runner
 
@@ -30,9 +29,7 @@ def main(names: list[str], device: str = "cuda", quick: bool = False) -> int:
         scenario, _, dtype = name.partition(":")
         known = SCENARIOS[scenario]
         inputs = known.make_inputs(known.shapes["quick" if quick else device], DTYPES[dtype or "float32"], device, 0)
-        runner = Runner(
-            candidates_of(known.family)["focal_cuda"].at(known.gamma), [inputs], Clock(device, latency=True)
-        )
+        runner = Runner(known.all_candidates()["focal_cuda"], [inputs], Clock(device, latency=True))
         runner.train(0)
         least = known.declared_bytes(tuple(inputs.logits.shape), inputs.logits.dtype)["training"]
         print(f"{name}: at least {least / 2**20:.1f} MiB for loss and gradient", flush=True)

@@ -17,17 +17,27 @@ GAMMA = 2.0
 PROBABILITY_SMOOTHING = 0.001
 
 
-def torchvision_formula(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
+def torchvision_formula(
+    logits: Tensor, targets: Tensor, gamma: float = GAMMA, ohem_keep_ratio: float | None = None
+) -> Tensor:
     """Sigmoid focal loss with dense targets, as torchvision and fvcore define it."""
-    return _elements(logits, targets, gamma).mean()
+    return _mean(_elements(logits, targets, gamma), targets.numel(), ohem_keep_ratio=ohem_keep_ratio)
 
 
-def from_labels(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tensor:
+def from_labels(
+    logits: Tensor,
+    labels: Tensor,
+    gamma: float = GAMMA,
+    alpha: float | Tensor = ALPHA,
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    ohem_keep_ratio: float | None = None,
+) -> Tensor:
     """The same from class indices: the one-hot targets and the mask are made on the way."""
     counted = (labels != IGNORED).unsqueeze(1)
-    classes = torch.arange(logits.shape[1], device=logits.device)
-    targets = (labels.unsqueeze(1) == classes).to(logits.dtype)
-    return (_elements(logits, targets, gamma) * counted).sum() / (counted.sum() * logits.shape[1])
+    targets = _one_hot(labels, logits, label_smoothing)
+    losses = _elements(logits, targets, gamma, alpha) * counted
+    return _mean(losses, counted.sum() * logits.shape[1], sample_weight, ohem_keep_ratio)
 
 
 def exp_of_bce(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
@@ -75,10 +85,41 @@ def scattered_one_hot(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> T
     return (-((1 - p_t) ** gamma) * p_t.log()).mean()
 
 
-def cross_entropy_based(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tensor:
+def cross_entropy_based(
+    logits: Tensor,
+    labels: Tensor,
+    gamma: float = GAMMA,
+    alpha: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    ohem_keep_ratio: float | None = None,
+) -> Tensor:
     """Softmax focal loss on top of F.cross_entropy: the best short Python there is."""
     ce = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
-    return ((1 - torch.exp(-ce)) ** gamma * ce).sum() / (labels != IGNORED).sum()
+    losses = (1 - torch.exp(-ce)) ** gamma * ce
+    if alpha is not None:
+        losses = alpha[labels.clamp(min=0)] * losses
+    return _mean(losses, (labels != IGNORED).sum(), sample_weight, ohem_keep_ratio)
+
+
+def soft_composition(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
+    """Softmax focal loss of soft targets, as Keras defines it."""
+    return _soft_positions(logits, targets, gamma).mean()
+
+
+def smoothed_labels(
+    logits: Tensor,
+    labels: Tensor,
+    gamma: float = GAMMA,
+    alpha: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """The same with targets that are made of labels on the way."""
+    targets = _one_hot(labels, logits, label_smoothing, 1 / logits.shape[1])
+    if alpha is not None:
+        targets = targets * alpha.view(-1, *[1] * (logits.dim() - 2))
+    counted = labels != IGNORED
+    return _mean(_soft_positions(logits, targets, gamma) * counted, counted.sum(), sample_weight)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -144,12 +185,35 @@ def quack_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return function(logits, labels, ignore_index=IGNORED, reduction="mean")
 
 
-def _elements(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+def _elements(logits: Tensor, targets: Tensor, gamma: float, alpha: float | Tensor = ALPHA) -> Tensor:
     probability = torch.sigmoid(logits)
     ce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p_t = probability * targets + (1 - probability) * (1 - targets)
-    alpha_t = ALPHA * targets + (1 - ALPHA) * (1 - targets)
+    alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
     return alpha_t * (1 - p_t) ** gamma * ce
+
+
+def _soft_positions(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    log_p = F.log_softmax(logits, 1)
+    return -(targets * (1 - log_p.exp()) ** gamma * log_p).sum(1)
+
+
+def _one_hot(labels: Tensor, logits: Tensor, smoothing: float = 0.0, towards: float = 0.5) -> Tensor:
+    """The labels in the logits' shape, part of the way to what every class gets."""
+    classes = torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.dim() - 2))
+    targets = (labels.unsqueeze(1) == classes).to(logits.dtype)
+    return targets * (1 - smoothing) + smoothing * towards if smoothing else targets
+
+
+def _mean(
+    losses: Tensor, n: Tensor | int, sample_weight: Tensor | None = None, ohem_keep_ratio: float | None = None
+) -> Tensor:
+    """Over the n that count, or the largest of them; to know how many these are waits for the device."""
+    if sample_weight is not None:
+        losses = losses * (sample_weight if sample_weight.dim() == losses.dim() else sample_weight.unsqueeze(1))
+    if ohem_keep_ratio is None:
+        return losses.sum() / n
+    return losses.flatten().topk(max(1, int(int(n) * ohem_keep_ratio)), sorted=False).values.mean()
 
 
 def _as_rows(logits: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend has to be chosen first
 from matplotlib.axes import Axes  # noqa: E402
 
-from bench.results import dtypes, select  # noqa: E402
-from bench.targets import median, ratio, share_of_copy  # noqa: E402
+from bench.results import CURVES, dtypes, select  # noqa: E402
+from bench.targets import PLAIN, median, ratio, share_of_copy  # noqa: E402
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; hatches help in print.
 _SERIES = {
@@ -39,15 +39,17 @@ def draw(document: Result, folder: Path, slug: str) -> list[Path]:
     for dtype in dtypes(document):
         name, where = f"{slug}{'' if dtype == 'float32' else f'-{dtype}'}", f"{device}, {dtype}"
         scenarios = select(document, dtype=dtype).values()
-        single = [s for s in scenarios if not s["group"]]
-        groups: dict[str, list[Result]] = {}
+        groups: dict[str | None, list[Result]] = {}
         for scenario in scenarios:
-            if scenario["group"]:
-                groups.setdefault(scenario["group"], []).append(scenario)
-        if single:
-            written.append(_save(_speedup(single, where), folder / f"{name}-speedup.png"))
-        if groups:
-            written.append(_save(_size(groups, where), folder / f"{name}-size.png"))
+            groups.setdefault(scenario["group"], []).append(scenario)
+        single = groups.get(None, [])
+        for group, kind in ((None, "speedup"), ("relatives", "relatives")):
+            if group in groups:
+                written.append(_save(_speedup(groups[group], where, group), folder / f"{name}-{kind}.png"))
+        if comparable := [s for s in groups.get("options", []) if PLAIN in s["candidates"]]:
+            written.append(_save(_options(comparable, where), folder / f"{name}-options.png"))
+        if curves := {group: groups[group] for group in CURVES if group in groups}:
+            written.append(_save(_size(curves, where), folder / f"{name}-size.png"))
         large = [s for s in single if s["bytes"]["logits"] > 1e4]
         if large:
             written.append(_save(_memory(large, where), folder / f"{name}-memory.png"))
@@ -61,7 +63,7 @@ def _candidate(scenario: Result, series: str) -> Result:
     return scenario["candidates"].get(name, {})
 
 
-def _speedup(scenarios: list[Result], device: str) -> plt.Figure:
+def _speedup(scenarios: list[Result], device: str, group: str | None) -> plt.Figure:
     def value(scenario: Result, series: str) -> float | None:
         return ratio(median(_candidate(scenario, "baseline")), median(_candidate(scenario, series)))
 
@@ -70,8 +72,21 @@ def _speedup(scenarios: list[Result], device: str) -> plt.Figure:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}x")
     axes.axvline(1, color=_SERIES["baseline"][1], linewidth=1.5)
-    axes.set_xlabel("times as fast as the pure-Python focal loss (longer is better, log scale)")
-    axes.set_title(f"Focal loss, forward + backward: speed-up over pure Python\n{device}", loc="left")
+    what = "Relatives of the focal loss" if group else "Focal loss"
+    axes.set_xlabel("times as fast as the pure-Python loss (longer is better, log scale)")
+    axes.set_title(f"{what}, forward + backward: speed-up over pure Python\n{device}", loc="left")
+    return figure
+
+
+def _options(scenarios: list[Result], device: str) -> plt.Figure:
+    def value(scenario: Result, series: str) -> float | None:
+        return ratio(median(_candidate(scenario, series)), median(_candidate(scenario, PLAIN)))
+
+    figure, axes = _bars(scenarios, ("focal_cuda",), value, lambda v: f"{v:.2f}")
+    axes.axvline(1, color="black", linewidth=1, linestyle=":")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("time in multiples of that of the same call without the option (shorter is better)")
+    axes.set_title(f"Focal loss with options, forward + backward: what they cost\n{device}", loc="left")
     return figure
 
 

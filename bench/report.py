@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from bench.environment import headline
-from bench.results import select
-from bench.targets import Verdict, median, ratio, share_of_copy, verdicts
+from bench.results import CURVES, select
+from bench.targets import PLAIN, Verdict, median, ratio, share_of_copy, verdicts
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 COMMAND = "python -m bench --json --plot --report"
@@ -35,8 +35,10 @@ def scenario_table(name: str, scenario: Result) -> str:
             rows.append([label, candidate.get("failed", "not measured")])
             continue
         is_loss = "loss_error" in candidate
-        reads = 1 if label == "sum" else 2
-        moved = scenario["bytes"]["training"] if is_loss else reads * scenario["bytes"]["logits"]
+        passes = 1 if label == "sum" else 2
+        moved = scenario["bytes"]["training"] if is_loss else passes * scenario["bytes"]["logits"]
+        # Without its options what the scenario declares need not be moved.
+        moves_all = is_loss and label != PLAIN
         p20, p80 = candidate["training"]["p20"], candidate["training"]["p80"]
         rows.append(
             [
@@ -45,9 +47,9 @@ def scenario_table(name: str, scenario: Result) -> str:
                 _number(median(candidate, "backward"), factor),
                 f"{_number(time, factor)} ({_number(p20, factor)} - {_number(p80, factor)})",
                 _number(median(candidate, "inference"), factor),
-                _percent(share_of_copy(scenario, candidate, "inference")),
-                f"{moved / time * 1e-9:.1f}",
-                _percent(share_of_copy(scenario, candidate)) if is_loss else "",
+                _percent(share_of_copy(scenario, candidate, "inference")) if moves_all else "",
+                f"{moved / time * 1e-9:.1f}" if label != PLAIN else "",
+                _percent(share_of_copy(scenario, candidate)) if moves_all else "",
                 _times(ratio(baseline, time)) if is_loss else "",
                 _times(ratio(compiled, time)) if is_loss else "",
                 _times(ratio(time, own)) if is_loss and label != OWN else "",
@@ -78,8 +80,19 @@ def scenario_table(name: str, scenario: Result) -> str:
 
 
 def group_table(scenarios: Iterable[Result]) -> str:
-    """One line for each size, one column for each candidate."""
+    """One line for each scenario of a group."""
     scenarios = list(scenarios)
+    group = scenarios[0]["group"]
+    if group in CURVES:
+        return _size_table(scenarios)
+    rows = [_row([scenario]) for scenario in scenarios]
+    for row, scenario in zip(rows, scenarios, strict=True):
+        row[0] += "" if scenario["dtype"] == "float32" else f", {scenario['dtype']}"
+    return f"{_CAPTIONS[group]}\n{tabulate(rows, _headers(group), disable_numparse=True)}\n"
+
+
+def _size_table(scenarios: list[Result]) -> str:
+    """One column for each candidate."""
     labels = list(scenarios[0]["candidates"])
     rows = [
         [s["title"], " x ".join(map(str, s["shape"]))]
@@ -93,7 +106,7 @@ def group_table(scenarios: Iterable[Result]) -> str:
 
 LEGEND = (
     "fwd+bwd: median of one training call (p20 - p80). The forward of focal_cuda makes the gradient.\n"
-    "GB/s: the least bytes training can move (read logits and targets, write the gradient) / time.\n"
+    "GB/s: the least bytes training can move (read logits, targets and options, write the gradient) / time.\n"
     "% of copy: that speed against a copy of the logits into existing memory in the same run; no-grad: the loss alone\n"
     "and what it has to read. sum: reads the logits and does nothing else.\n"
     "vs Python, vs compile: how many times as fast as that. focal_cuda is: how many times as fast as this.\n"
@@ -133,7 +146,7 @@ def readme_section(devices: dict[str, Result], pictures: str) -> str:
 
 def _cpu_section(document: Result) -> list[str]:
     usual, reused = select(document), select(document, reused=True)
-    scenarios = [s for s in usual.values() if not s["group"]]
+    scenarios = [s for s in usual.values() if s["group"] not in CURVES]
     if not scenarios:
         return []
     caption = (
@@ -145,8 +158,7 @@ def _cpu_section(document: Result) -> list[str]:
             " Where there are two factors, the first is with new memory for every large tensor, the second "
             "(`--memory reused`) with memory that the process already has, which helps whoever needs many tensors."
         )
-    rows = [_readme_row(s, reused.get(s["name"])) for s in scenarios]
-    lines = [caption, "", tabulate(rows, _README_HEADERS, tablefmt="github", disable_numparse=True), ""]
+    lines = [caption, "", *_tables([usual, reused])]
     for state, with_reused in (("", False), (" with reused memory", True)):
         if found := [v for v in verdicts(document, "cpu", with_reused) if v.value is not None]:
             lines += [_summary(found, state), ""]
@@ -175,6 +187,8 @@ def _cuda_section(document: Result) -> list[str]:
         rows.append([*row, _peak(scenario)])
     headers.append("peak memory, x logits (Python)")
     lines = [caption, "", tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
+    if grouped := _tables(list(by_dtype.values()), tuple(_CAPTIONS)):
+        lines += [f"Where there are two factors, they are those of {' and '.join(by_dtype)}.", "", *grouped]
     if found := [v for v in verdicts(document, "cuda") if v.value is not None]:
         lines += [_summary(found, ""), ""]
     return lines
@@ -211,40 +225,55 @@ def write_readme(path: Path, section: str) -> None:
     path.write_text(f"{before}{START}\n{section.strip()}\n{END}{rest.split(END)[1]}")
 
 
-_README_HEADERS = [
-    "scenario",
-    "logits",
-    "focal_cuda",
-    "% of a copy",
-    "pure Python",
-    "torch.compile",
-    "kornia",
-    "MONAI",
-    "peak memory, x logits (Python)",
-]
+_CAPTIONS = {
+    "options": "With options, against the same call without them (time / plain):",
+    "relatives": "Relatives of the focal loss, against their originals in PyTorch:",
+}
 
 
-def _readme_row(scenario: Result, reused: Result | None) -> list[str]:
+def _tables(states: Sequence[Mapping[str, Result]], groups: tuple[str | None, ...] = (None, *_CAPTIONS)) -> list[str]:
+    """A table for each group of the first state, with the factors of the others beside its own."""
+    lines = []
+    for group in groups:
+        if names := [name for name, scenario in states[0].items() if scenario["group"] == group]:
+            rows = [_row([state[name] for state in states if name in state]) for name in names]
+            table = tabulate(rows, _headers(group), tablefmt="github", disable_numparse=True)
+            lines += [*([_CAPTIONS[group], ""] if group else []), table, ""]
+    return lines
+
+
+def _headers(group: str | None) -> list[str]:
+    return [
+        "scenario",
+        "logits",
+        OWN,
+        *(["time / plain"] if group == "options" else []),
+        "% of a copy",
+        "pure Python",
+        "torch.compile",
+        *([] if group else ["kornia", "MONAI"]),
+        "peak memory, x logits (Python)",
+    ]
+
+
+def _row(states: list[Result]) -> list[str]:
+    scenario, group = states[0], states[0]["group"]
     candidates = scenario["candidates"]
     own = candidates.get(OWN, {})
 
-    def against(label: str) -> str:
-        factors = [
-            ratio(median(s["candidates"].get(label, {})), median(s["candidates"].get(OWN, {})))
-            for s in (scenario, reused)
-            if s is not None
-        ]
-        return " / ".join(_times(f) for f in factors if f is not None)
+    def against(label: str | None, written: Callable[[float | None], str] = _times) -> str:
+        factors = [ratio(median(s["candidates"].get(label, {})), median(s["candidates"].get(OWN, {}))) for s in states]
+        return " / ".join(written(f) for f in factors if f is not None)
 
     return [
         scenario["title"],
         " x ".join(map(str, scenario["shape"])),
         _seconds(median(own)),
+        *([against(PLAIN, lambda f: f"{1 / f:.2f}")] if group == "options" else []),
         _percent(share_of_copy(scenario, own)),
         against(scenario["baseline"]),
         against(scenario["compiled"]),
-        against("kornia"),
-        against("MONAI"),
+        *([] if group else [against("kornia"), against("MONAI")]),
         _peak(scenario),
     ]
 

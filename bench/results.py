@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+# The groups of scenarios that differ in size only.
+CURVES = ("size-sigmoid", "size-softmax")
 FOLDER = Path(__file__).resolve().parent / "results"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 
-from bench.inputs import Inputs
-from bench.losses import GAMMA
+from bench.candidates import Candidate, candidates_of
+from bench.inputs import PER_POSITION, TENSOR, Inputs, Targets, option_dtype
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,17 @@ class Scenario:
     family: Literal["sigmoid", "softmax"]
     shapes: dict[str, tuple[int, ...]]
     candidates: tuple[str, ...]
-    baseline: str
-    compiled: str
-    targets: Literal["index", "dense"] = "index"
+    baseline: str | None = None
+    compiled: str | None = None
+    targets: Targets = "index"
     target_dtype: torch.dtype = torch.int64
     memory_format: torch.memory_format = torch.contiguous_format
-    # Scenarios of one group differ in size only: one line of a table each, one curve of a plot together.
-    group: str | None = None
-    gamma: float = GAMMA
+    # Scenarios of one group are the lines of one table, or the points of one curve.
+    group: Literal["options", "relatives", "size-sigmoid", "size-softmax"] | None = None
+    # What the loss is called with; TENSOR: what the inputs make for it.
+    options: Mapping[str, Any] = field(default_factory=dict)
+    # A relative, by its name in focal_cuda; None: the focal loss of the family.
+    loss: str | None = None
     # On a GPU the time of calls in a row, the host's part included; otherwise the device's alone.
     latency: bool = False
     # On a GPU: more candidates, and the compiled one to compare with where it is another than elsewhere.
@@ -42,8 +46,12 @@ class Scenario:
         ceilings = ("sum",) if "copy_" in self.candidates and not self.latency else ()
         return self.candidates + self.cuda_candidates + ceilings
 
-    def compiled_on(self, device: str) -> str:
+    def compiled_on(self, device: str) -> str | None:
         return self.cuda_compiled if device == "cuda" and self.cuda_compiled else self.compiled
+
+    def all_candidates(self) -> dict[str, Candidate]:
+        """Every candidate there is for its loss, with its options."""
+        return candidates_of(self.family, self.loss, self.options)
 
     @property
     def ignore_index(self) -> int:
@@ -52,37 +60,44 @@ class Scenario:
     def declared_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, int]:
         """The least any implementation has to move, from the shape alone.
 
-        Inference reads logits and targets once; training also writes the gradient once.
+        Inference reads logits, targets and the options' tensors once; training also writes the gradient once. Only with
+        mining are logits read again: those of what is kept, which is known when all have been read.
         """
         elements = math.prod(shape)
         logits = elements * dtype.itemsize
-        if self.targets == "dense":
-            targets = elements * dtype.itemsize
-        else:
-            targets = elements // shape[1] * self.target_dtype.itemsize
+        positions = elements // shape[1]
+        targets = positions * self.target_dtype.itemsize if self.targets == "index" else elements * dtype.itemsize
+        options = {
+            name: (positions if name in PER_POSITION else shape[1]) * option_dtype(name, dtype).itemsize
+            for name, value in self.options.items()
+            if value == TENSOR
+        }
+        inference = logits + targets + sum(options.values())
+        again = int(logits * self.options.get("ohem_keep_ratio", 0))
         return {
             "logits": logits,
             "targets": targets,
-            "inference": logits + targets,
-            "training": 2 * logits + targets,
+            **options,
+            "inference": inference,
+            "training": inference + logits + again,
         }
 
     def make_inputs(self, shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int) -> Inputs:
         """Inputs for one set, checked against the declared bytes."""
         inputs = Inputs(
-            family=self.family,
-            shape=shape,
+            self.family,
+            shape,
+            kind=self.targets,
             dtype=dtype,
             device=device,
             seed=seed,
-            dense=self.targets == "dense",
             target_dtype=self.target_dtype,
             ignore_index=self.ignore_index,
             memory_format=self.memory_format,
         )
         declared = self.declared_bytes(shape, dtype)
-        for name in ("logits", "targets"):
-            tensor = getattr(inputs, name)
+        tensors = {name: inputs.option(name) for name, value in self.options.items() if value == TENSOR}
+        for name, tensor in {"logits": inputs.logits, "targets": inputs.targets, **tensors}.items():
             actual = tensor.numel() * tensor.element_size()
             if actual != declared[name]:
                 raise AssertionError(f"{self.name}: {declared[name]} bytes of {name} declared, {actual} passed")

@@ -10,6 +10,8 @@ from bench.results import select
 PYTHON_SIGMOID = "Python torchvision formula"
 PYTHON_SOFTMAX = "Python MultiClassFocalLoss"
 CE_BASED = "Python cross-entropy based"
+PLAIN = "focal_cuda plain"
+ORIGINAL = "Python original"
 
 LARGE = (
     "detection-index",
@@ -26,6 +28,17 @@ LARGE = (
     "rows-1000",
     "rows-32000",
     "rows-128256",
+)
+MINING = ("options-detection-ohem", "options-detection-ohem-dense", "options-segmentation-ohem")
+_BOTH_OPTIONS = ("label-smoothing", "sample-weight", "alpha", "all", "gamma", "probability-smoothing", "mask")
+OPTIONS = (
+    *(f"options-{task}-{option}" for task in ("detection", "segmentation") for option in _BOTH_OPTIONS),
+    "options-detection-pos-weight",
+    "options-segmentation-soft",
+    *MINING,
+)
+RELATIVES = tuple(
+    f"relative-{name}" for name in ("quality", "varifocal", "gaussian", "asymmetric", "poly", "reduced", "normalized")
 )
 
 
@@ -130,6 +143,12 @@ CPU = (
     Target(LARGE, "peak_memory", at_most=0.05, of="focal_cuda inplace"),
     Target(LARGE, "loss_error", at_most=2e-5),
     Target(LARGE, "gradient_error", at_most=1e-4),
+    *(Target((f"options-{task}-all",), "time", PLAIN, at_most=1.3) for task in ("detection", "segmentation")),
+    *(Target((name,), "time", PLAIN, at_most=2) for name in MINING),
+    Target(("options-segmentation-soft",), "speedup", "Python soft composition", at_least=10),
+    *(Target((name,), "speedup", ORIGINAL, at_least=15) for name in RELATIVES),
+    Target((*OPTIONS, *RELATIVES), "loss_error", at_most=2e-5),
+    Target((*OPTIONS, *RELATIVES), "gradient_error", at_most=1e-4),
 )
 
 FP32, BF16 = "float32", "bfloat16"
@@ -183,8 +202,14 @@ CUDA = (
     *_cuda("rows-1000", "rows-32000", compiled=(1.5, 1.5), python=5),
     *(Target(_CUDA_LARGE, "peak_memory", at_most=1.01, device="cuda", dtype=dtype) for dtype in (FP32, BF16)),
     Target(_CUDA_LARGE, "peak_memory", at_most=0.01, of="focal_cuda inplace", device="cuda"),
-    Target(_CUDA_LARGE, "loss_error", at_most=2e-5, device="cuda"),
-    Target(_CUDA_LARGE, "gradient_error", at_most=1e-4, device="cuda"),
+    *(
+        target
+        for names in (_CUDA_LARGE, (*OPTIONS, *RELATIVES))
+        for target in (
+            Target(names, "loss_error", at_most=2e-5, device="cuda"),
+            Target(names, "gradient_error", at_most=1e-4, device="cuda"),
+        )
+    ),
 )
 TARGETS = CPU + CUDA
 

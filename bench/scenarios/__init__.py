@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from bench.results import CURVES
 from bench.scenario import Scenario
-from bench.scenarios import detection, rows, segmentation, size, small
+from bench.scenarios import detection, options, relatives, rows, segmentation, size, small
 
 SCENARIOS: dict[str, Scenario] = {
-    scenario.name: scenario for module in (detection, segmentation, rows, small, size) for scenario in module.SCENARIOS
+    scenario.name: scenario
+    for module in (detection, segmentation, rows, small, options, relatives, size)
+    for scenario in module.SCENARIOS
 }
 
 
@@ -62,11 +65,14 @@ def plan(device: str) -> list[Run]:
     """What is measured on a device when nothing else is asked for, the most telling first."""
     if device != "cuda":
         return [Run(name) for name, scenario in SCENARIOS.items() if "cpu" in scenario.shapes]
+    curves = [name for name, scenario in SCENARIOS.items() if scenario.group in CURVES]
+    compared = [name for name, scenario in SCENARIOS.items() if scenario.group in ("options", "relatives")]
     return [
         *(Run(name, dtype) for name in _DECIDING for dtype in _BOTH),
         *(Run(name) for name in _LATENCY),
         *(Run(name, dtype, compiled=False) for name in _ALSO for dtype in _BOTH),
         *(Run(name, "float16", compiled=False) for name in _HALF),
+        *(Run(name, dtype, compiled=False) for name in compared for dtype in _BOTH),
         *(Run(name, "bfloat16") for name in _LAST),
-        *(Run(name, compiled=False) for name, scenario in SCENARIOS.items() if scenario.group),
+        *(Run(name, compiled=False) for name in curves),
     ]

@@ -75,7 +75,7 @@ SCENARIOS = (
         candidates=("focal_cuda", "Python torchvision formula", "compile from labels", "copy_"),
         baseline="Python torchvision formula",
         compiled="compile from labels",
-        gamma=1.5,
+        options={"gamma": 1.5},
     ),
     Scenario(
         name="detection-autotuned",

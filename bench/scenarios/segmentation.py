@@ -2,7 +2,6 @@
 
 import torch
 
-from bench.losses import GAMMA
 from bench.scenario import Scenario
 
 _PEERS = (
@@ -26,7 +25,7 @@ def _segmentation(
     memory_format: torch.memory_format = torch.contiguous_format,
     target_dtype: torch.dtype = torch.int64,
     more: tuple[str, ...] = (),
-    gamma: float = GAMMA,
+    gamma: float | None = None,
 ) -> Scenario:
     shapes = {"cuda": cuda, "quick": quick}
     if cpu is not None:
@@ -41,7 +40,7 @@ def _segmentation(
         candidates=("focal_cuda", "focal_cuda inplace", *more, *_PEERS),
         baseline="Python MultiClassFocalLoss",
         compiled="compile cross-entropy based",
-        gamma=gamma,
+        options={} if gamma is None else {"gamma": gamma},
     )
 
 
