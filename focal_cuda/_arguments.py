@@ -11,7 +11,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _ops, _values
 
 SIGMOID = "sigmoid_focal_loss"
 SOFTMAX = "softmax_focal_loss"
@@ -52,6 +52,13 @@ def check_integer(op: str, name: str, value: object) -> None:
         raise TypeError(f"{op}: expected {name} to be an int, got {type(value).__name__}; pass one label or dimension.")
 
 
+def check_integers(op: str, ignore_index: int, background_index: int | None) -> None:
+    if type(ignore_index) is not int:
+        check_integer(op, "ignore_index", ignore_index)
+    if background_index is not None and type(background_index) is not int:
+        check_integer(op, "background_index", background_index)
+
+
 def check_class_dim(op: str, logits: Tensor, class_dim: int) -> int:
     rank = logits.dim()
     if type(class_dim) is not int:
@@ -64,15 +71,20 @@ def check_class_dim(op: str, logits: Tensor, class_dim: int) -> int:
     return class_dim % rank
 
 
-def check_index_targets(op: str, logits: Tensor, targets: Tensor, class_dim: int) -> int:
+def check_flag(op: str, name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: expected {name} to be True or False, got {type(value).__name__}; pass a bool.")
+
+
+def check_index_targets(op: str, family: str, logits: Tensor, targets: Tensor, class_dim: int) -> int:
     """The non-negative class_dim, if targets are shaped as class indices for it."""
     dim = check_class_dim(op, logits, class_dim)
     shape = logits.shape
     if targets.shape != shape[:dim] + shape[dim + 1 :]:
         expected = [*shape[:dim], *shape[dim + 1 :]]
-        either = f" or {list(shape)} (dense)" if op == SIGMOID else ""
+        either = f" or {list(shape)} (dense)" if family == SIGMOID else ""
         squeezed = [n for n in targets.shape if n != 1]
-        if op == SOFTMAX and targets.shape == shape:
+        if family == SOFTMAX and targets.shape == shape:
             remedy = "pass class indices (targets.argmax of the class dimension)"
         elif squeezed == [n for n in expected if n != 1] and targets.dim() == len(expected) + 1:
             at = next(
@@ -141,126 +153,23 @@ def check_floating(op: str, name: str, logits: Tensor, tensor: Tensor) -> Tensor
     return tensor.to(computing_dtype(logits))
 
 
-def check_class_vector(op: str, name: str, logits: Tensor, vector: Tensor, class_dim: int) -> Tensor:
-    classes = logits.shape[class_dim]
-    if vector.shape != (classes,):
-        raise ValueError(
-            f"{op}: expected {name} of shape [{classes}] (one number per class of dim {class_dim}), "
-            f"got {list(vector.shape)}; pass one entry per class, or a number."
-        )
-    return check_floating(op, name, logits, vector).contiguous()
-
-
-def check_gamma_tensor(op: str, logits: Tensor, gamma: Tensor, class_dim: int, loss: str) -> Tensor:
-    """A tensor of one number, or of one for each class where the loss has them."""
-    if gamma.dim() == 0:
-        return check_floating(op, "gamma", logits, gamma)
-    if loss != "focal":
-        raise ValueError(
-            f"{op}: expected gamma to be one number with the other options given, got a tensor of shape "
-            f"{list(gamma.shape)}; pass a number or a 0-d tensor."
-        )
-    return check_class_vector(op, "gamma", logits, gamma, class_dim)
-
-
-def check_optional_class_dim(op: str, logits: Tensor, class_dim: int, *by_class: object) -> int:
-    """class_dim of dense targets, which need none unless something has a number for each class."""
-    if any(isinstance(value, Tensor) and value.dim() > 0 for value in by_class):
-        return check_class_dim(op, logits, class_dim)
-    return class_dim
-
-
-def sigmoid_weights(
-    op: str, logits: Tensor, alpha: float | Tensor | None, pos_weight: float | Tensor | None, class_dim: int
-) -> tuple[tuple[float, float], Tensor | None]:
-    """Of positives and negatives: two numbers, and [2, C] where classes have their own."""
-    weights = (1.0, 1.0)
-    if alpha is not None and not isinstance(alpha, Tensor):
-        weight = check_number(op, "alpha", alpha, 0.0, 1.0, "pass None for no weighting")
-        weights = (weight, 1.0 - weight)
-    if pos_weight is not None and not isinstance(pos_weight, Tensor):
-        factor = check_number(op, "pos_weight", pos_weight, 0.0, math.inf, "pass None for no weighting")
-        weights = (weights[0] * factor, weights[1])
-    if not (isinstance(alpha, Tensor) or isinstance(pos_weight, Tensor)):
-        return weights, None
-    if isinstance(alpha, Tensor):
-        alpha = check_class_vector(op, "alpha", logits, alpha, class_dim)
-        positive, negative = alpha * weights[0] if weights[0] != 1.0 else alpha, 1.0 - alpha
-    else:
-        positive = logits.new_full((logits.shape[class_dim],), weights[0], dtype=computing_dtype(logits))
-        negative = torch.full_like(positive, weights[1])
-    if isinstance(pos_weight, Tensor):
-        positive = positive * check_class_vector(op, "pos_weight", logits, pos_weight, class_dim)
-    return (1.0, 1.0), torch.stack((positive, negative))
-
-
-def softmax_weights(
-    op: str, logits: Tensor, alpha: float | Tensor | None, class_dim: int
-) -> tuple[float, Tensor | None]:
-    """Of every class: a number, and [C] where classes have their own."""
-    if isinstance(alpha, Tensor):
-        return 1.0, check_class_vector(op, "alpha", logits, alpha, class_dim)
-    if alpha is None:
-        return 1.0, None
-    return check_number(op, "alpha", alpha, 0.0, math.inf, "pass None for no weighting"), None
-
-
-def _like_loss(op: str, name: str, family: str, logits: Tensor, tensor: Tensor, class_dim: int) -> Tensor:
-    """The tensor expanded to the unreduced loss: logits' shape (sigmoid) or that without the classes (softmax)."""
-    rank, given = logits.dim(), list(tensor.shape)
-    positions = list(logits.shape)
-    with_class = -rank <= class_dim < rank
-    if with_class:
-        del positions[class_dim]
-    if family == SIGMOID and with_class and tensor.dim() == rank - 1:
-        tensor = tensor.unsqueeze(class_dim)
-    shape = logits.shape if family == SIGMOID else torch.Size(positions)
-    if tensor.dim() != len(shape) or any(n not in (1, m) for n, m in zip(tensor.shape, shape, strict=True)):
-        forms = f"{positions} or {list(shape)}" if family == SIGMOID and with_class else f"{list(shape)}"
-        raise ValueError(
-            f"{op}: expected {name} of shape {forms}, 1 allowed in place of any size, got {given} with logits "
-            f"{list(logits.shape)}; reshape it."
-        )
-    return tensor.expand(shape)
-
-
-def check_sample_weight(op: str, family: str, logits: Tensor, sample_weight: object, class_dim: int) -> Tensor:
-    if not isinstance(sample_weight, Tensor):
-        raise TypeError(
-            f"{op}: expected sample_weight to be a tensor, got {type(sample_weight).__name__}; "
-            "for one factor scale the loss."
-        )
-    weight = check_floating(op, "sample_weight", logits, sample_weight)
-    return _like_loss(op, "sample_weight", family, logits, weight, class_dim)
-
-
-def masked_targets(
-    op: str, family: str, logits: Tensor, targets: Tensor, mask: object, class_dim: int, ignore_index: int
-) -> Tensor:
-    """The targets with ignore_index where the mask is False."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"{op}: expected mask to be a bool tensor, got {got}; compare: mask != 0.")
-    check_companion(op, "mask", logits, mask)
-    dense = targets.dim() == logits.dim()
-    mask = _like_loss(op, "mask", family if dense else SOFTMAX, logits, mask, class_dim)
-    if dense and family == SOFTMAX:
-        mask = mask.unsqueeze(class_dim)
-    if not _holds(targets.dtype, ignore_index):
-        wider = torch.float32 if targets.is_floating_point() else torch.int16
-        targets = targets.to(wider if _holds(wider, ignore_index) else torch.int64)
-    return torch.where(mask, targets, ignore_index)
-
-
-def _holds(dtype: torch.dtype, value: int) -> bool:
-    return dtype != torch.bool and torch.tensor(value).to(dtype).item() == value
-
-
 def check_smoothing(op: str, name: str, value: object) -> float:
     s = check_number(op, name, value, 0.0, 1.0, "0 is none")
     if s == 1.0:
         raise ValueError(f"{op}: expected {name} in [0, 1), got {value}: nothing of the targets is left; 0 is none.")
     return s
+
+
+def check_background_of_positives(op: str, normalizer: object, background_index: int | None) -> bool:
+    """Of softmax: whether the normalizer counts positives, which needs a class that is none."""
+    if not (isinstance(normalizer, str) and normalizer == "positives"):
+        return False
+    if background_index is None:
+        raise ValueError(
+            f'{op}: expected background_index with normalizer="positives", got None; name the class that is '
+            "no positive."
+        )
+    return True
 
 
 def check_combination(op: str, soft: object, probability_smoothing: object, from_probabilities: bool) -> None:
@@ -286,20 +195,6 @@ def check_ohem(op: str, keep_ratio: object, threshold: object, reduction: str, n
         )
 
 
-def check_positives(op: str, background_index: int | None, dense: bool) -> None:
-    """normalizer="positives" of softmax."""
-    if dense:
-        raise ValueError(
-            f'{op}: expected class index targets with normalizer="positives", got soft ones, which have no class; '
-            "pass the number of positives as a tensor."
-        )
-    if background_index is None:
-        raise ValueError(
-            f'{op}: expected background_index with normalizer="positives", got None; name the class that is '
-            "no positive."
-        )
-
-
 def check_scores(op: str, logits: Tensor, targets: Tensor, scores: object) -> Tensor | None:
     """Scores of class index targets; on the CPU their values, too."""
     if scores is None:
@@ -311,16 +206,9 @@ def check_scores(op: str, logits: Tensor, targets: Tensor, scores: object) -> Te
             "per target, or dense targets and no scores."
         )
     scores = check_floating(op, "scores", logits, scores)
-    if scores.is_cpu and not torch.compiler.is_compiling():
-        _check_in_unit_range(op, "scores", scores)
+    if _values.on_cpu(scores):
+        _values.check_numbers(op, "scores", scores, most=1.0)
     return scores
-
-
-def _check_in_unit_range(op: str, name: str, values: Tensor) -> None:
-    bad = ~((values >= 0) & (values <= 1))
-    if bool(bad.any()):
-        at = bad.nonzero()[0].tolist()
-        raise ValueError(f"{op}: expected {name} in [0, 1], got {name}{at} = {values[tuple(at)].item():g}; clamp them.")
 
 
 def check_normalizer(
@@ -354,6 +242,11 @@ def check_normalizer(
 
 
 def check_gradient(op: str, logits: Tensor, gradient: str, reduction: str) -> str:
+    if gradient not in ("forward", "backward", "inplace"):
+        raise ValueError(
+            f'{op}: expected gradient to be "auto", "forward", "backward" or "inplace", got {gradient!r}; '
+            "choose one of them."
+        )
     if gradient != "backward" and reduction == "none":
         raise ValueError(
             f'{op}: expected gradient "auto" or "backward" with reduction="none", whose upstream gradient is not known '
@@ -387,61 +280,3 @@ def _overlaps_itself(tensor: Tensor) -> bool:
                 return True
             reach += stride * (size - 1)
     return False
-
-
-def check_values(op, family, logits, targets, vector, divisor, class_dim, ignore_index, background_index) -> None:
-    """The checks that read values, and so wait for the device."""
-    if vector is not None:
-        negative = vector < 0 if family == SOFTMAX or vector.dim() == 1 else (vector < 0).any(0)
-        bad = negative | (vector if vector.dim() == 1 else vector.sum(0)).isnan()
-        if bool(bad.any()):
-            at = int(bad.nonzero()[0])
-            value, bounds = (vector[at], ">= 0") if vector.dim() == 1 else (vector[0, at], "in [0, 1]")
-            raise ValueError(f"{op}: expected alpha {bounds}, got alpha[{at}] = {value.item():g}; correct the weights.")
-    if divisor is not None and not bool(divisor >= 0):
-        raise ValueError(f"{op}: expected normalizer >= 0, got {divisor.item():g}; clamp a count to at least 1.")
-    if targets.dim() != logits.dim():
-        return check_labels(op, family, logits, targets, class_dim, ignore_index, background_index)
-    if family == SIGMOID:
-        bad = ~((targets == ignore_index) | ((targets >= 0) & (targets <= 1)))
-        allowed = "in [0, 1]"
-    else:
-        bad = ~((targets.select(class_dim, 0).unsqueeze(class_dim) == ignore_index) | (targets >= 0))
-        allowed = ">= 0"
-    _raise_bad_targets(op, ValueError, bad, targets, f"dense targets {allowed} or equal to", ignore_index)
-
-
-def check_labels(op, family, logits, targets, class_dim, ignore_index, background_index) -> None:
-    classes = logits.shape[class_dim]
-    labels = targets.long()
-    bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
-    allowed = f"class labels in [0, {classes})"
-    if family == SIGMOID:
-        background = classes if background_index is None else background_index
-        bad &= labels != background
-        allowed += f", background_index ({background})"
-    _raise_bad_targets(op, IndexError, bad, targets, f"{allowed} or", ignore_index)
-
-
-def _raise_bad_targets(
-    op: str, error: type[Exception], bad: Tensor, targets: Tensor, allowed: str, ignore_index: int
-) -> None:
-    if bool(bad.any()):
-        at = bad.nonzero()[0].tolist()
-        raise error(
-            f"{op}: expected {allowed} ignore_index ({ignore_index}), got targets{at} = "
-            f"{targets[tuple(at)].item()}; fix the labels or set ignore_index."
-        )
-
-
-def check_values_of_parts(op: str, gammas: Tensor | None, sample_weight: Tensor | None, scores: Tensor | None) -> None:
-    if scores is not None:
-        _check_in_unit_range(op, "scores", scores)
-    for name, values in (("gamma", gammas), ("sample_weight", sample_weight)):
-        bad = None if values is None else ~(values >= 0) if name == "gamma" else values.isnan()
-        if bad is not None and bool(bad.any()):
-            at = bad.nonzero()[0].tolist()
-            bounds = ">= 0" if name == "gamma" else "without NaN"
-            raise ValueError(
-                f"{op}: expected {name} {bounds}, got {name}{at or ''} = {values[tuple(at)].item():g}; correct it."
-            )

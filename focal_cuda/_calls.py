@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from torch import Tensor
 
-from . import _arguments, _ops
+from . import _arguments, _ops, _values, _weights
+from ._arguments import SIGMOID, SOFTMAX
 
 # The losses of csrc/math/relatives.h, by their numbers there.
 LOSSES = (
     "focal", "shaped", "modulator", "quality", "varifocal", "gaussian", "asymmetric", "probability",
 )  # fmt: skip
-_VALIDATE = os.environ.get("FOCAL_CUDA_VALIDATE", "0") not in ("", "0")
+# Of hard targets alone.
+HARD = ("shaped", "modulator", "asymmetric")
 _NO_PARAMETERS = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -41,22 +42,23 @@ def compute(
     loss: str = "focal",
     parameters: tuple[float, ...] = (),
     oracle: str | None = None,
+    gamma_by_class: bool = False,
+    gamma_name: str = "gamma",
+    fused: bool = True,
 ) -> Tensor:
     """The loss, after logits, targets, class_dim and alpha are understood.
 
     weights and vector: of positives and negatives, as numbers or by class. options: what the composite, `oracle` in
-    reference.py, is called with.
+    reference.py, is called with. gamma_by_class: whether gamma may be a tensor [C]. gamma_name: the caller's. fused:
+    by the kernels, as far as they have such a loss; else by the composite.
     """
     gammas = None
     if type(gamma) is not float or not 0.0 <= gamma < math.inf:
         if isinstance(gamma, Tensor):
-            gamma, gammas = 0.0, _arguments.check_gamma_tensor(op, logits, gamma, class_dim, loss)
+            gamma, gammas = 0.0, _weights.check_gamma_tensor(op, logits, gamma, class_dim, gamma_by_class)
+            fused = fused and (loss == "focal" or gammas.dim() == 0)
         else:
-            gamma = _arguments.check_number(op, "gamma", gamma, 0.0, math.inf, "gamma = 0 is cross entropy")
-    if type(ignore_index) is not int:
-        _arguments.check_integer(op, "ignore_index", ignore_index)
-    if background_index is not None and type(background_index) is not int:
-        _arguments.check_integer(op, "background_index", background_index)
+            gamma = _arguments.check_number(op, gamma_name, gamma, 0.0, math.inf, "0 is cross entropy")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f'{op}: expected reduction to be "none", "mean" or "sum", got {reduction!r}; choose one of them.'
@@ -69,10 +71,15 @@ def compute(
     else:
         policy = _arguments.check_gradient(op, logits, gradient, reduction)
     if sample_weight is not None:
-        sample_weight = _arguments.check_sample_weight(op, family, logits, sample_weight, class_dim)
-    if validate or (validate is None and _VALIDATE):
-        _arguments.check_values(op, family, logits, targets, vector, divisor, class_dim, ignore_index, background_index)
-        _arguments.check_values_of_parts(op, gammas, sample_weight, scores)
+        sample_weight = _weights.check_sample_weight(op, family, logits, sample_weight, class_dim)
+    wanted = _values.wanted(validate)
+    if wanted or not (fused or not _values.on_cpu(targets)):
+        _check_targets(op, family, logits, targets, class_dim, ignore_index, background_index, loss in HARD)
+    if wanted:
+        _values.check_numbers(op, "normalizer", divisor)
+        _values.check_numbers(op, "gamma", gammas)
+        _values.check_numbers(op, "sample_weight", sample_weight, -math.inf)
+        _values.check_numbers(op, "scores", scores, most=1.0)
     parts = _ops.NO_PARTS
     if not (vector is None and gammas is None and sample_weight is None and scores is None):
         parts = _ops.Parts(vector, gammas, sample_weight, scores)
@@ -81,16 +88,45 @@ def compute(
         *weights, gamma, smoothing, LOSSES.index(loss), *parameters, *_NO_PARAMETERS[len(parameters) :],
         class_dim, ignore_index, background, _ops.REDUCTIONS[kind],
     )  # fmt: skip
-    return _ops.focal_loss(
-        logits, targets, parts, divisor, _ops.Call(op, family, oracle or op, policy, scale, numbers, options)
-    )
+    call = _ops.Call(op, family, oracle or op, policy, scale, numbers, options)
+    if not fused:
+        return call.composite_loss(logits, targets)
+    return _ops.focal_loss(logits, targets, parts, divisor, call)
+
+
+def _check_targets(
+    op: str,
+    family: str,
+    logits: Tensor,
+    targets: Tensor,
+    class_dim: int,
+    ignore_index: int,
+    background_index: int | None,
+    binary: bool,
+) -> None:
+    if targets.dim() != logits.dim():
+        classes, background = logits.shape[class_dim], None
+        if family == SIGMOID:
+            background = classes if background_index is None else background_index
+        _values.check_labels(op, targets, classes, ignore_index, background)
+    elif family == SIGMOID:
+        _values.check_dense(op, targets, targets == ignore_index, ignore_index, 1.0, binary)
+    else:
+        ignored = targets.select(class_dim, 0).unsqueeze(class_dim) == ignore_index
+        _values.check_dense(op, targets, ignored, ignore_index, math.inf, binary)
 
 
 def count(logits: Tensor, targets: Tensor, family: str, class_dim: int, ignore_index: int) -> Tensor:
     """How many elements of the unreduced loss are not ignored, on the device."""
     if targets.dim() != logits.dim():
-        elements = logits.shape[class_dim] if family == _arguments.SIGMOID else 1
+        elements = logits.shape[class_dim] if family == SIGMOID else 1
         return (targets != ignore_index).sum() * elements
-    if family == _arguments.SOFTMAX:
+    if family == SOFTMAX:
         targets = targets.select(class_dim, 0)
     return (targets != ignore_index).sum()
+
+
+def positives_of_soft(targets: Tensor, class_dim: int, ignore_index: int, background_index: int) -> Tensor:
+    """How many positions of soft targets are neither ignored nor mostly background, at least 1, on the device."""
+    counted = targets.select(class_dim, 0) != ignore_index
+    return (counted & (targets.argmax(class_dim) != background_index)).sum().clamp(min=1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _arguments, _calls, _ohem, _probabilities
+from . import _arguments, _calls, _ohem, _probabilities, _targets, _weights
 from ._arguments import SIGMOID, SOFTMAX
 
 __all__ = ["sigmoid_focal_loss", "softmax_focal_loss"]
@@ -97,23 +97,18 @@ def sigmoid_focal_loss(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
-    _arguments.check_tensors(SIGMOID, logits, targets)
-    dense = targets.shape == logits.shape
-    if not dense:
-        class_dim = _arguments.check_index_targets(SIGMOID, logits, targets, class_dim)
-    else:
-        _arguments.check_dense_targets(SIGMOID, targets, ignore_index)
-        if isinstance(alpha, Tensor) or isinstance(gamma, Tensor) or isinstance(pos_weight, Tensor):
-            class_dim = _arguments.check_optional_class_dim(SIGMOID, logits, class_dim, alpha, gamma, pos_weight)
-    if mask is not None:
-        targets = _arguments.masked_targets(SIGMOID, SIGMOID, logits, targets, mask, class_dim, ignore_index)
-    weights, vector = _arguments.sigmoid_weights(SIGMOID, logits, alpha, pos_weight, class_dim)
+    targets, class_dim, ignore_index, _ = _targets.of_elements(
+        SIGMOID, logits, targets, class_dim=class_dim, ignore_index=ignore_index, background_index=background_index,
+        mask=mask, by_class=(alpha, gamma, pos_weight),
+    )  # fmt: skip
+    weights, vector = _weights.sigmoid_weights(SIGMOID, logits, alpha, pos_weight, class_dim, validate)
     loss, parameters = "focal", ()
-    if label_smoothing:
+    if label_smoothing != 0.0:
         label_smoothing = _arguments.check_smoothing(SIGMOID, "label_smoothing", label_smoothing)
-    if probability_smoothing:
+    if probability_smoothing != 0.0:
         s = _arguments.check_smoothing(SIGMOID, "probability_smoothing", probability_smoothing)
-        loss, parameters = "shaped", (1.0 - s, s / 2.0, -1.0, 0.0)
+        loss, parameters = "shaped", (1.0 - s, s, -1.0, 0.0)
+    _arguments.check_flag(SIGMOID, "from_probabilities", from_probabilities)
     if from_probabilities:
         loss = "probability"
     if loss != "focal":
@@ -132,7 +127,7 @@ def sigmoid_focal_loss(
         SIGMOID, SIGMOID, logits, targets, weights=weights, vector=vector, gamma=gamma, sample_weight=sample_weight,
         smoothing=label_smoothing, loss=loss, parameters=parameters, reduction=reduction, class_dim=class_dim,
         ignore_index=ignore_index, background_index=background_index, normalizer=normalizer, gradient=gradient,
-        validate=validate, options=options,
+        validate=validate, options=options, gamma_by_class=True,
     )  # fmt: skip
     if not mined:
         return losses
@@ -216,35 +211,29 @@ def softmax_focal_loss(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017; for many classes as in segmentation practice.
     """
-    _arguments.check_tensors(SOFTMAX, logits, targets)
-    dense = targets.shape == logits.shape and targets.is_floating_point()
-    if dense:
-        class_dim = _arguments.check_class_dim(SOFTMAX, logits, class_dim)
-    else:
-        class_dim = _arguments.check_index_targets(SOFTMAX, logits, targets, class_dim)
-    if logits.shape[class_dim] < 2:
-        raise ValueError(
-            f"{SOFTMAX}: expected logits with at least 2 classes in dim {class_dim}, got {list(logits.shape)}, where "
-            "the softmax is a constant; use sigmoid_focal_loss."
-        )
-    if mask is not None:
-        targets = _arguments.masked_targets(SOFTMAX, SOFTMAX, logits, targets, mask, class_dim, ignore_index)
-    weight, vector = _arguments.softmax_weights(SOFTMAX, logits, alpha, class_dim)
-    if isinstance(normalizer, str) and normalizer == "positives":
-        _arguments.check_positives(SOFTMAX, background_index, dense)
+    targets, class_dim, ignore_index, _ = _targets.of_positions(
+        SOFTMAX, logits, targets, class_dim=class_dim, ignore_index=ignore_index, background_index=background_index,
+        mask=mask, soft=True,
+    )  # fmt: skip
+    soft = targets.dim() == logits.dim()
+    weight, vector = _weights.softmax_weights(SOFTMAX, logits, alpha, class_dim, validate)
+    of_positives = _arguments.check_background_of_positives(SOFTMAX, normalizer, background_index)
     loss, parameters = "focal", ()
-    if label_smoothing:
+    if label_smoothing != 0.0:
         label_smoothing = _arguments.check_smoothing(SOFTMAX, "label_smoothing", label_smoothing)
-    if probability_smoothing:
+    if probability_smoothing != 0.0:
         s = _arguments.check_smoothing(SOFTMAX, "probability_smoothing", probability_smoothing)
-        loss, parameters = "shaped", (1.0 - s, s * (1.0 - 1.0 / logits.shape[class_dim]), -1.0, 0.0)
-        _arguments.check_combination(SOFTMAX, label_smoothing or dense, probability_smoothing, from_probabilities)
+        loss, parameters = "shaped", (1.0 - s, s, -1.0, 0.0)
+        _arguments.check_combination(SOFTMAX, label_smoothing or soft, probability_smoothing, from_probabilities)
     options = {
         "alpha": alpha, "gamma": gamma, "reduction": reduction, "class_dim": class_dim, "ignore_index": ignore_index,
         "background_index": background_index, "sample_weight": sample_weight, "label_smoothing": label_smoothing,
         "probability_smoothing": probability_smoothing, "from_probabilities": from_probabilities,
         "normalizer": normalizer,
     }  # fmt: skip
+    _arguments.check_flag(SOFTMAX, "from_probabilities", from_probabilities)
+    if soft and of_positives and reduction == "sum":
+        normalizer = _calls.positives_of_soft(targets, class_dim, ignore_index, background_index)
     mined = ohem_keep_ratio is not None or ohem_threshold is not None
     if mined:
         _arguments.check_ohem(SOFTMAX, ohem_keep_ratio, ohem_threshold, reduction, normalizer)
@@ -259,7 +248,7 @@ def softmax_focal_loss(
     else:
         losses = _calls.compute(
             SOFTMAX, SOFTMAX, logits, targets, weights=(weight, weight), vector=vector, smoothing=label_smoothing,
-            loss=loss, parameters=parameters, **common,
+            loss=loss, parameters=parameters, gamma_by_class=True, **common,
         )  # fmt: skip
     if not mined:
         return losses

@@ -8,19 +8,18 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from cases import Shape, make_dense, make_index, make_logits, make_trained_logits
-from compare import run
+from compare import numbers_of, run
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import focal_cuda
-from focal_cuda import reference
+from focal_cuda import _ops, reference
 
 # torch's compiler uses what torch itself calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 OPS = ["softmax_focal_loss", "sigmoid_focal_loss"]
 ops = pytest.mark.parametrize("op", OPS)
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "positives": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -49,67 +48,84 @@ def assert_same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
         torch.testing.assert_close(x, y, rtol=2e-5, atol=1e-30, check_stride=False)
 
 
-# Every kind of problem an operator can be given: layouts, types, reductions, with and without optional tensors.
-PROBLEMS = [
-    ("rows", (6, 5), torch.float32, "mean", None, None),
-    ("columns", (2, 5, 3, 4), torch.bfloat16, "none", "vector", None),
-    ("channels_last", (2, 5, 3, 4), torch.float32, "sum", "vector", "tensor"),
-    ("sliced", (6, 5), torch.float64, "positives", None, None),
-    ("empty", (0, 5), torch.float16, "mean", None, "tensor"),
-]
+# Every kind of problem an operator can be given: layouts, types, reductions, and which optional tensors.
+PROBLEMS = {
+    "rows": ((6, 5), torch.float32, "mean", ""),
+    "columns": ((2, 5, 3, 4), torch.bfloat16, "none", "weights"),
+    "channels_last": ((2, 5, 3, 4), torch.float32, "sum", "weights normalizer"),
+    "sliced": ((6, 5), torch.float64, "positives", ""),
+    "empty": ((0, 5), torch.float16, "mean", "normalizer sample_weight"),
+    "a gamma for each class": ((6, 5), torch.float64, "mean", "gamma weights sample_weight"),
+    "a gamma on the device": ((6, 5), torch.float32, "none", "0-d sample_weight"),
+    "smoothed": ((2, 5, 3, 4), torch.float32, "mean", "smoothing gamma"),
+    "dense": ((2, 5, 3, 4), torch.float32, "sum", "dense sample_weight"),
+    "scores": ((6, 5), torch.float32, "none", "scores sample_weight"),
+}
+Operands = tuple[Tensor, Tensor, _ops.Parts, Tensor | None, _ops.Numbers]
 
 
-def problem(op: str, kind: str, size: tuple, dtype: torch.dtype, reduction: str, alpha: str | None, norm: str | None):
+def problem(op: str, kind: str) -> Operands:
+    size, dtype, reduction, given = PROBLEMS[kind]
     logits, targets = batch(size, dtype)
+    sigmoid = op == "sigmoid_focal_loss"
     if kind == "channels_last":
         logits = logits.to(memory_format=torch.channels_last)
     if kind == "sliced":
         logits = torch.cat([logits, logits], 1)[:, :5]
+    if "dense" in given:
+        targets = make_dense(size, soft=True)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    vector = torch.rand(5, dtype=compute) if alpha else None
-    normalizer = torch.tensor(3.0) if norm else None
-    # positive and negative weight, gamma, class_dim, ignore_index, background_index, reduction
-    numbers = (0.3, 0.7, 2.0, 1, -100, 5, REDUCTIONS[reduction])
-    return logits, targets, vector, normalizer, numbers
+    like_loss = size if sigmoid else size[:1] + size[2:]
+    parts = _ops.Parts(
+        weights=torch.rand((2, 5) if sigmoid else (5,), dtype=compute) if "weights" in given else None,
+        gamma=torch.rand(5 if "gamma" in given else (), dtype=compute) if "gamma" in given or "0-d" in given else None,
+        sample_weight=torch.rand(1, dtype=compute).expand(like_loss) if "sample_weight" in given else None,
+        scores=torch.rand(targets.shape) if sigmoid and "scores" in given else None,
+    )
+    loss = {"loss": "quality"} if parts.scores is not None else {}
+    smoothing = 0.1 if "smoothing" in given else 0.0
+    normalizer = torch.tensor(3.0) if "normalizer" in given else None
+    weights = {"positive_weight": 0.3, "negative_weight": 0.7} if sigmoid else {}
+    numbers = numbers_of(reduction=reduction, smoothing=smoothing, background_index=5, **weights, **loss)
+    return logits, targets, parts, normalizer, numbers
 
 
-every_problem = pytest.mark.parametrize("given", PROBLEMS, ids=lambda p: p[0])
+every_problem = pytest.mark.parametrize("kind", PROBLEMS)
 
 
 @ops
 @every_problem
 @pytest.mark.parametrize("with_gradient", [False, True])
-def test_opcheck_of_the_forward_operators(op: str, given: tuple, with_gradient: bool) -> None:
-    logits, targets, alpha, normalizer, numbers = problem(op, *given)
-    if with_gradient and given[3] == "none":
-        with_gradient = False
+def test_opcheck_of_the_forward_operators(op: str, kind: str, with_gradient: bool) -> None:
+    logits, targets, parts, normalizer, numbers = problem(op, kind)
+    with_gradient = with_gradient and numbers.reduction != _ops.REDUCTIONS["none"]
     operator = getattr(torch.ops.focal_cuda, op).default
-    torch.library.opcheck(operator, (logits, targets, alpha, normalizer, 1.0, *numbers, with_gradient))
+    torch.library.opcheck(operator, (logits, targets, *parts, normalizer, 1.0, *numbers, with_gradient))
 
 
 @ops
 @every_problem
-def test_opcheck_of_the_in_place_operators(op: str, given: tuple) -> None:
-    logits, targets, alpha, normalizer, numbers = problem(op, *given)
-    if given[3] == "none":
-        numbers = (*numbers[:-1], REDUCTIONS["sum"])
+def test_opcheck_of_the_in_place_operators(op: str, kind: str) -> None:
+    logits, targets, parts, normalizer, numbers = problem(op, kind)
+    if numbers.reduction == _ops.REDUCTIONS["none"]:
+        numbers = numbers._replace(reduction=_ops.REDUCTIONS["sum"])
     operator = getattr(torch.ops.focal_cuda, f"{op}_inplace").default
-    torch.library.opcheck(operator, (logits, targets, alpha, normalizer, 1.0, *numbers))
+    torch.library.opcheck(operator, (logits, targets, *parts, normalizer, 1.0, *numbers))
 
 
 @ops
 @every_problem
 @pytest.mark.parametrize("filled", [False, True])
-def test_opcheck_of_the_backward_operators(op: str, given: tuple, filled: bool) -> None:
-    logits, targets, alpha, normalizer, numbers = problem(op, *given)
+def test_opcheck_of_the_backward_operators(op: str, kind: str, filled: bool) -> None:
+    logits, targets, parts, normalizer, numbers = problem(op, kind)
     forward = getattr(torch.ops.focal_cuda, op).default
-    made = filled and given[3] != "none"
-    loss, scale, gradient = forward(logits, targets, alpha, normalizer, 1.0, *numbers, made)
+    made = filled and numbers.reduction != _ops.REDUCTIONS["none"]
+    loss, scale, gradient = forward(logits, targets, *parts, normalizer, 1.0, *numbers, made)
     if not made:
         gradient = torch.empty_like(logits).zero_()
     operator = getattr(torch.ops.focal_cuda, f"{op}_backward").default
     grad_loss = torch.full_like(loss, 0.3)
-    torch.library.opcheck(operator, (grad_loss, logits, targets, alpha, scale, *numbers, made, gradient))
+    torch.library.opcheck(operator, (grad_loss, logits, targets, *parts, scale, *numbers, made, gradient))
 
 
 def test_opcheck_of_the_probe() -> None:

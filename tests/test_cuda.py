@@ -12,11 +12,12 @@ import sys
 import pytest
 import torch
 from cases import DTYPES, Shape, dtypes, make_dense, make_index, make_trained_logits
-from compare import assert_bitwise, bits, check, run
+from compare import assert_bitwise, bits, check, numbers_of, run
 from torch import Tensor
 
 import focal_cuda
 from bench.timing import captured
+from focal_cuda import _ops
 
 GPU = torch.cuda.is_available() and focal_cuda.is_available("cuda")
 pytestmark = pytest.mark.skipif(not GPU, reason="needs a GPU and a build for it")
@@ -442,16 +443,17 @@ def test_validate_raises_before_anything_stops(op: str, device: str) -> None:
 
 
 @engines
-@pytest.mark.parametrize("reduction", [0, 1])
-def test_opcheck(engine: str, reduction: int, device: str) -> None:
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_opcheck(engine: str, reduction: str, device: str) -> None:
     """Schema, fakes and autograd registration, of forward and backward operators on the device."""
     op, logits, targets = problem(engine)
-    numbers = (0.3, 0.7, 2.0, 1, -100, ENGINES[engine][1].classes, reduction)
+    numbers = numbers_of(background_index=ENGINES[engine][1].classes, reduction=reduction)
     forward = getattr(torch.ops.focal_cuda, op).default
-    torch.library.opcheck(forward, (logits, targets, None, None, 1.0, *numbers, reduction != 0))
-    loss, scale, _ = forward(logits, targets, None, None, 1.0, *numbers, False)
+    tensors = (logits, targets, *_ops.NO_PARTS)
+    torch.library.opcheck(forward, (*tensors, None, 1.0, *numbers, reduction != "none"))
+    loss, scale, _ = forward(*tensors, None, 1.0, *numbers, False)
     backward = getattr(torch.ops.focal_cuda, f"{op}_backward").default
-    arguments = (torch.full_like(loss, 0.3), logits, targets, None, scale, *numbers, False, torch.zeros_like(logits))
+    arguments = (torch.full_like(loss, 0.3), *tensors, scale, *numbers, False, torch.zeros_like(logits))
     torch.library.opcheck(backward, arguments)
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cases import ENGINES, INDEX_DTYPES, dtypes, make_dense, make_index, make_trained_logits
-from compare import bits, check, loss_dtype, run
+from compare import bits, check, loss_dtype, numbers_of, run
 from simt.emulation import Emulation
 from torch import Tensor
 
 import focal_cuda
+from focal_cuda import _ops
 
 SOFTMAX, SIGMOID = "softmax_focal_loss", "sigmoid_focal_loss"
 
@@ -41,16 +42,16 @@ def test_a_gradient_that_is_there_already(
 ) -> None:
     """For an upstream of 1 its memory is not touched; for any other it is made again there, whatever it held."""
     op, logits, targets = problem(engine, device, dtype)
-    numbers = (1.0, 1.0, 2.0, 1, -100, logits.shape[1], 1)
-    loss, scale, made = getattr(operators, op)(logits, targets, None, None, 1.0, *numbers, True)
+    numbers = numbers_of(background_index=logits.shape[1])
+    loss, scale, made = getattr(operators, op)(logits, targets, *_ops.NO_PARTS, None, 1.0, *numbers, True)
     backward = getattr(operators, f"{op}_backward")
     factor = torch.full_like(loss, upstream)
     memory = torch.full_like(logits, 7)
-    backward(factor, logits, targets, None, scale, *numbers, True, memory)
+    backward(factor, logits, targets, *_ops.NO_PARTS, scale, *numbers, True, memory)
     if upstream == 1:
         assert (memory == 7).all()
     afresh = torch.empty_like(logits)
-    backward(factor, logits, targets, None, scale, *numbers, False, afresh)
+    backward(factor, logits, targets, *_ops.NO_PARTS, scale, *numbers, False, afresh)
     assert torch.equal(bits(afresh), bits(made if upstream == 1 else memory))
 
 

@@ -29,9 +29,7 @@ def import_error(code: str, cwd: Path) -> str:
 @pytest.fixture
 def copy_without_extension(tmp_path: Path) -> Path:
     """A folder with the package's Python files alone, found before the installed package."""
-    (tmp_path / "focal_cuda").mkdir()
-    for source in PACKAGE.glob("*.py"):
-        shutil.copy(source, tmp_path / "focal_cuda")
+    shutil.copytree(PACKAGE, tmp_path / "focal_cuda", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return tmp_path
 
 

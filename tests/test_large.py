@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from compare import assert_agree, run
+from compare import assert_agree, numbers_of, run
 from tolerance import assert_close, loss_bound
 from torch import Tensor
 
 import focal_cuda
+from focal_cuda import _ops
 
 OPS = ["softmax_focal_loss", "sigmoid_focal_loss"]
 ops = pytest.mark.parametrize("op", OPS)
@@ -57,7 +58,8 @@ def test_offsets(op: str, case: str, device: str, backend: str, operators) -> No
     assert_agree(far, expected, backend, upstream.abs().max().item())
     # The in-place operator writes as far away as it reads.
     operator = getattr(operators, f"{op}_inplace").default
-    loss, _ = operator(logits, targets, None, None, 1.0, 1.0, 1.0, 2.0, 1, -100, size[1], 2)
+    numbers = numbers_of(background_index=size[1], reduction="sum")
+    loss, _ = operator(logits, targets, *_ops.NO_PARTS, None, 1.0, *numbers)
     summed = run(op, plain, targets, None, 2.0, "sum")
     assert_close(loss, summed.loss.double(), loss_bound(summed.loss.double(), torch.float32), "loss")
     torch.testing.assert_close(logits.contiguous(), summed.grad, rtol=2**-7, atol=0)

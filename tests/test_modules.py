@@ -36,16 +36,25 @@ def test_the_defaults_are_those_of_the_function(module: type, function, device: 
 
 def test_the_documented_defaults() -> None:
     sigmoid, softmax = (inspect.signature(f).parameters for f in (sigmoid_focal_loss, softmax_focal_loss))
-    assert list(sigmoid) == list(softmax)
+    assert [name for name in sigmoid if name != "pos_weight"] == list(softmax)
     assert list(sigmoid)[:5] == ["logits", "targets", "alpha", "gamma", "reduction"]
     assert [sigmoid[n].default for n in list(sigmoid)[2:5]] == [0.25, 2.0, "mean"]
     assert [softmax[n].default for n in list(softmax)[2:5]] == [None, 2.0, "mean"]
+    assert sigmoid["pos_weight"].default is None
     for parameters in (sigmoid, softmax):
         keywords = {n: p.default for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        keywords.pop("pos_weight", None)
         assert keywords == {
             "class_dim": 1,
             "ignore_index": -100,
             "background_index": None,
+            "sample_weight": None,
+            "mask": None,
+            "label_smoothing": 0.0,
+            "probability_smoothing": 0.0,
+            "from_probabilities": False,
+            "ohem_keep_ratio": None,
+            "ohem_threshold": None,
             "normalizer": None,
             "gradient": "auto",
             "validate": None,

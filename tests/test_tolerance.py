@@ -18,8 +18,8 @@ from cases import (
     make_trained_logits,
     shapes,
 )
-from compare import Result, bound_of_grad, oracle, random_upstream
-from tolerance import loss_bound, mismatch, ulp
+from compare import Result, oracle, random_upstream, sizes
+from tolerance import grad_bound, loss_bound, mismatch, ulp
 from torch import Tensor
 
 Problem = tuple[str, Tensor, Tensor, dict]
@@ -41,9 +41,10 @@ def accepted(result: Result, truth: Problem, dtype: torch.dtype = torch.float32)
     op, logits, targets, kwargs = truth
     expected = oracle(op, logits, targets, **kwargs)
     loss, grad = result.loss.float(), result.grad.to(dtype)
-    bound = bound_of_grad(expected.grad, dtype, targets, kwargs["upstream"], kwargs["class_dim"])
+    size = sizes(op, logits, targets, expected=expected, **kwargs)
+    bound = grad_bound(expected.grad, dtype, kwargs["upstream"].abs().max().item(), size=size.grad)
     return (
-        mismatch(loss, expected.loss, loss_bound(expected.loss, dtype)) is None,
+        mismatch(loss, expected.loss, loss_bound(expected.loss, dtype, size.loss)) is None,
         mismatch(grad, expected.grad, bound) is None,
     )
 

@@ -3,7 +3,9 @@
 The oracle sees the logits as the kernel does, already rounded to their type, so all of the error is the kernel's.
 Every bound is relative to the true value of the element itself: there is no absolute tolerance beyond the smallest
 normal number, because it accepts anything where the loss is small, and small is what a focal loss is; and a bound
-relative to the largest gradient of a row would accept anything beside the target among 128k classes.
+relative to the largest gradient of a row would accept anything beside the target among 128k classes. Where the value is
+a difference that vanishes, as the gradient of a soft target is at p = t, the bound is relative to what it is the
+difference of, for each element (compare.sizes).
 test_tolerance.py shows that wrong results are rejected.
 """
 
@@ -51,34 +53,26 @@ def ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ldexp(torch.full_like(magnitude, info.eps), torch.frexp(magnitude).exponent - 1)
 
 
-def loss_bound(expected: Tensor, dtype: torch.dtype) -> Tensor:
-    """The allowed error of each loss value for logits of this type."""
+def loss_bound(expected: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> Tensor:
+    """The allowed error of each loss value for logits of this type.
+
+    size: what the error is relative to, where that is not the value itself (compare.sizes).
+    """
     p = precision(dtype)
-    return p.relative * expected.abs() + p.tiny
+    return p.relative * (expected.abs() if size is None else size) + p.tiny
 
 
-def grad_bound(expected: Tensor, dtype: torch.dtype, factor: float = 1.0, roundings: int = 1) -> Tensor:
+def grad_bound(
+    expected: Tensor, dtype: torch.dtype, factor: float = 1.0, roundings: int = 1, size: Tensor | None = None
+) -> Tensor:
     """The allowed error of each gradient.
 
     factor: the largest number an underflowing gradient was multiplied with: the upstream gradient.
     roundings: 2 where a gradient was stored, read and multiplied by the upstream gradient, 1 elsewhere.
+    size: what the error is relative to, where that is not the gradient itself (compare.sizes).
     """
-    return precision(dtype).relative * expected.abs() + _rounding(expected, dtype, factor, roundings)
-
-
-def soft_grad_bound(
-    expected: Tensor, dtype: torch.dtype, row_dim: int, factor: float = 1.0, roundings: int = 1
-) -> Tensor:
-    """The allowed error of the gradients of soft targets, which cancel where p = t: relative to their row's."""
-    largest = _largest(expected, row_dim)
-    return precision(dtype).relative * largest + _rounding(expected, dtype, factor, roundings)
-
-
-def _largest(expected: Tensor, row_dim: int) -> Tensor:
-    """The largest magnitude of each row, at each of its elements; a NaN is no measure for the others."""
-    if not expected.numel():
-        return expected.abs()
-    return expected.nan_to_num(0.0, 0.0, 0.0).abs().amax(row_dim, keepdim=True).expand_as(expected)
+    relative = precision(dtype).relative * (expected.abs() if size is None else size)
+    return relative + _rounding(expected, dtype, factor, roundings)
 
 
 def _rounding(expected: Tensor, dtype: torch.dtype, factor: float, roundings: int) -> Tensor:

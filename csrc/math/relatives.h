@@ -32,11 +32,26 @@ struct Share {
   FOCAL_INLINE Real operator()(Real target) const { return target >= least ? Real(1) : linear * target; }
 };
 
-// a / b where b > 0; `otherwise` where both vanish.
+// a / b where b >= 0; `otherwise` where both vanish, which is where 1 / b would no longer be finite.
 template <class Math, class Real>
 FOCAL_INLINE Real ratio(Real a, Real b, Real otherwise) {
-  return b > Real(0) ? a * reciprocal<Math>(b) : otherwise;
+  return b >= std::numeric_limits<Real>::min() ? a * reciprocal<Math>(b) : otherwise;
 }
+
+// Minus the logarithms of a and b = 1 - a, both in [0, 1]: of the larger, which is near 1, as log1p(smaller / larger).
+template <class Math>
+struct ComplementLogs {
+  using Real = typename Math::Real;
+  Real of_a, of_b;
+
+  FOCAL_INLINE ComplementLogs(Real a, Real b) {
+    const bool a_larger = a >= b;
+    const Real larger = a_larger ? a : b, smaller = a_larger ? b : a;
+    const Real near_one = Math::log1p(smaller * reciprocal<Math>(larger)), other = -Math::log(smaller);
+    of_a = a_larger ? near_one : other;
+    of_b = a_larger ? other : near_one;
+  }
+};
 
 // value = m (ce + epsilon q), m = (slope q + offset)^gamma where p >= threshold and 1 elsewhere.
 //   smoothed probability   slope 1 - s, offset s / 2 or s (1 - 1 / C)     Poly-1   epsilon     reduced   slope 1 / threshold
@@ -146,23 +161,24 @@ struct AsymmetricFocal {
     const bool shifted = !positive && margin > Real(0);
     const Real wrong = shifted ? s.p - margin : s.p;
     const Real right = shifted ? s.q + margin : s.q;
-    const Real ce = shifted ? -Math::log(right) : s.minus_log_q;
-    const Real power_of = positive ? gamma_positive : gamma;
-    const Real minus_log = shifted ? -Math::log(positive_part(wrong)) : s.minus_log_p;
-    const Real m = Math::exp(-power_of * finite(minus_log));
-    const Real bend = power_of * finite(ce) * Math::kUnit * (shifted ? s.q * ratio<Math>(s.p, wrong, Real(0)) : s.q);
-    const Real slope = m * (bend + s.p * (shifted ? s.q * reciprocal<Math>(right) : Real(1)));
     const bool out = shifted && wrong <= Real(0);
+    const ComplementLogs<Math> logs(out ? Real(0) : wrong, out ? Real(1) : right);
+    const Real ce = shifted ? logs.of_b : s.minus_log_q;
+    const Real power_of = positive ? gamma_positive : gamma;
+    const Real m = Math::exp(-power_of * finite(shifted ? logs.of_a : s.minus_log_p));
+    const Real turn = shifted ? s.q * ratio<Math>(s.p, wrong, Real(0)) : s.q;
+    const Real bend = power_of * turn * finite(ce) * Math::kUnit;
+    const Real slope = m * (bend + s.p * (shifted ? s.q * reciprocal<Math>(right) : Real(1)));
     return {out ? Real(0) : m * ce, out ? Real(0) : (positive ? -slope : slope)};
   }
 };
 
 // The ends of probabilities, as F.binary_cross_entropy has them: -log p at most 100, 1 / p at most 1e12.
 template <class Math>
-FOCAL_INLINE typename Math::Real minus_log_of(typename Math::Real p) {
+FOCAL_INLINE typename Math::Real at_most_100(typename Math::Real minus_log) {
   using Real = typename Math::Real;
-  const Real most = Real(100) * Math::kPerNat, value = -Math::log(p);
-  return value < most ? value : value != value ? value : most;
+  const Real most = Real(100) * Math::kPerNat;
+  return minus_log > most ? most : minus_log;
 }
 template <class Math>
 FOCAL_INLINE typename Math::Real inverse_of(typename Math::Real p) {
@@ -180,8 +196,8 @@ struct ProbabilityFocal {
   FOCAL_INLINE ValueDeriv<Real> operator()(Real x, Real target) const {
     const Real q = Real(1) - x, other = Real(1) - target;
     const Real m = x * other + q * target;
-    const Real ce = (target > Real(0) ? target * minus_log_of<Math>(x) : Real(0)) +
-                    (other > Real(0) ? other * minus_log_of<Math>(q) : Real(0));
+    const ComplementLogs<Math> logs(x, q);
+    const Real ce = target * at_most_100<Math>(logs.of_a) + other * at_most_100<Math>(logs.of_b);
     const Real weight = power<Math, exponent>(m, gamma);
     // Where a hard target is met, ce / m tends to 1.
     const Real bend = gamma * (other - target) * ratio<Math>(ce * Math::kUnit, m, Real(1));
@@ -227,7 +243,7 @@ struct ClassFocal {
 
   FOCAL_INLINE ValueDeriv<Real> operator()(Real p, Real q, Real ce) const {
     const Real weight = power<Math, exponent>(q, gamma);
-    const Real bend = gamma * p * ratio<Math>(finite(ce) * Math::kUnit, q, Real(1));
+    const Real bend = gamma * ratio<Math>(p * finite(ce) * Math::kUnit, q, Real(1));  // p first: it may be 0 of inf
     return {weight * ce, -weight * (bend + Real(1))};
   }
 };

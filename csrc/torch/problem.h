@@ -169,6 +169,10 @@ void set_numbers(Task& task, const Problem& problem, const Inputs& inputs) {
   task.dense_rule = problem.dense_rule;
   task.rule = {numbers.loss, numbers.gamma, {}};
   for (int i = 0; i < 4; ++i) task.rule.parameter[i] = numbers.parameter[i];
+  // Smoothing leaves 1 - 1 / (the number of outcomes) of its share to the others. Here, for a graph has no fixed C.
+  if (numbers.loss == Loss::kShaped) {
+    task.rule.parameter[1] *= 1 - 1 / static_cast<double>(problem.softmax() ? problem.classes : 2);
+  }
   task.smoothing = numbers.smoothing;
   task.positive_weight = numbers.positive_weight;
   task.negative_weight = numbers.negative_weight;

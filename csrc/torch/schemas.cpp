@@ -4,7 +4,8 @@
 //   weights     sigmoid [2, C]: of a class's positives and negatives; softmax [C]; instead of the two numbers
 //   gamma       a number on the device or [C], instead of the number fixed_gamma
 //   smoothing   of labels: a positive's target is 1 - a negative's, smoothing / 2 (softmax: / C)
-//   loss        math/relatives.h; first to fourth are its parameters
+//   loss        math/relatives.h; first to fourth are its parameters (of kShaped the second is the smoothing, from which
+//               the offset follows)
 //   background_index   a label that is no positive; the smallest int64: C (sigmoid), none (softmax)
 //   filled      grad_logits already holds the gradient for an upstream gradient of 1
 // with_gradient: the gradient for an upstream of 1 is made in the same pass; otherwise grad_logits comes back empty.

@@ -73,10 +73,11 @@ def shifted_focal(x: Tensor, gamma: Number, margin: float) -> Tensor:
 
 def focal_of_probability(p: Tensor, t: Number, gamma: Number, smoothing: float = 0.0, rest: float = 0.5) -> Tensor:
     """The same two in p itself, which leaves digits of 1 - p_t to p; t = 1: one probability of a softmax."""
-    q = 1 - p
-    complement = (p * (1 - t) + q * t) * (1 - smoothing) + smoothing * rest
-    cross_entropy = t * _guarded_log(p, _LEAST_LOG) + (1 - t) * _guarded_log(q, _LEAST_LOG)
-    return power(_guarded_log(complement, LOG_OF_ZERO), gamma) * -cross_entropy
+    complement = (p * (1 - t) + (1 - p) * t) * (1 - smoothing) + smoothing * rest
+    cross_entropy = t * _guarded_log(p) + (1 - t) * _guarded_log_of_rest(p)
+    none = complement == 0
+    log_complement = torch.where(none, LOG_OF_ZERO, torch.where(none, 1.0, complement).log())
+    return power(log_complement, gamma) * -cross_entropy
 
 
 def is_soft(t: Tensor) -> Tensor:
@@ -138,8 +139,14 @@ def _log_add(a: Tensor, b: Tensor) -> Tensor:
     return larger - logsigmoid(larger - smaller)
 
 
-def _guarded_log(p: Tensor, least: float) -> Tensor:
-    """max(log p, least), with 1 / max(p, 1e-12) for a derivative."""
+def _guarded_log(p: Tensor) -> Tensor:
+    """log p, at least -100, with 1 / max(p, 1e-12) for a derivative."""
     tiny = p < _LEAST_DENOMINATOR
-    value = p.detach().log().clamp(min=least)
+    value = p.detach().log().clamp(min=_LEAST_LOG)
     return torch.where(tiny, value + (p - p.detach()) / _LEAST_DENOMINATOR, torch.where(tiny, 1.0, p).log())
+
+
+def _guarded_log_of_rest(p: Tensor) -> Tensor:
+    """log(1 - p), with the digits of a small p."""
+    tiny = 1 - p < _LEAST_DENOMINATOR
+    return torch.where(tiny, _guarded_log(1 - p), torch.log1p(-torch.where(tiny, 0.0, p)))

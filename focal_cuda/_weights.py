@@ -1,0 +1,110 @@
+"""What a loss is multiplied by, weights of classes and of samples; and gamma where classes have their own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import _arguments, _values
+from ._arguments import SIGMOID
+
+
+def check_class_vector(op: str, name: str, logits: Tensor, vector: Tensor, class_dim: int) -> Tensor:
+    classes = logits.shape[class_dim]
+    if vector.shape != (classes,):
+        raise ValueError(
+            f"{op}: expected {name} of shape [{classes}] (one number per class of dim {class_dim}), "
+            f"got {list(vector.shape)}; pass one entry per class, or a number."
+        )
+    return _arguments.check_floating(op, name, logits, vector).contiguous()
+
+
+def check_gamma_tensor(op: str, logits: Tensor, gamma: Tensor, class_dim: int, by_class: bool) -> Tensor:
+    """A tensor of one number, or of one for each class where the loss takes that."""
+    if gamma.dim() == 0:
+        return _arguments.check_floating(op, "gamma", logits, gamma)
+    if not by_class:
+        raise ValueError(
+            f"{op}: expected gamma to be one number, got a tensor of shape {list(gamma.shape)}; "
+            "pass a number or a 0-d tensor."
+        )
+    return check_class_vector(op, "gamma", logits, gamma, class_dim)
+
+
+def sigmoid_weights(
+    op: str,
+    logits: Tensor,
+    alpha: float | Tensor | None,
+    pos_weight: float | Tensor | None,
+    class_dim: int,
+    validate: bool | None,
+) -> tuple[tuple[float, float], Tensor | None]:
+    """Of positives and negatives: two numbers, and [2, C] where classes have their own."""
+    weights = (1.0, 1.0)
+    if alpha is not None and not isinstance(alpha, Tensor):
+        weight = _arguments.check_number(op, "alpha", alpha, 0.0, 1.0, "pass None for no weighting")
+        weights = (weight, 1.0 - weight)
+    if pos_weight is not None and not isinstance(pos_weight, Tensor):
+        factor = _arguments.check_number(op, "pos_weight", pos_weight, 0.0, math.inf, "pass None for no weighting")
+        weights = (weights[0] * factor, weights[1])
+    if not (isinstance(alpha, Tensor) or isinstance(pos_weight, Tensor)):
+        return weights, None
+    if isinstance(alpha, Tensor):
+        alpha = check_class_vector(op, "alpha", logits, alpha, class_dim)
+        if _values.wanted(validate):
+            _values.check_numbers(op, "alpha", alpha, most=1.0)
+        positive, negative = alpha * weights[0] if weights[0] != 1.0 else alpha, 1.0 - alpha
+    else:
+        positive = logits.new_full((logits.shape[class_dim],), weights[0], dtype=_arguments.computing_dtype(logits))
+        negative = torch.full_like(positive, weights[1])
+    if isinstance(pos_weight, Tensor):
+        pos_weight = check_class_vector(op, "pos_weight", logits, pos_weight, class_dim)
+        if _values.wanted(validate):
+            _values.check_numbers(op, "pos_weight", pos_weight)
+        positive = positive * pos_weight
+    return (1.0, 1.0), torch.stack((positive, negative))
+
+
+def softmax_weights(
+    op: str, logits: Tensor, alpha: float | Tensor | None, class_dim: int, validate: bool | None
+) -> tuple[float, Tensor | None]:
+    """Of every class: a number, and [C] where classes have their own."""
+    if isinstance(alpha, Tensor):
+        alpha = check_class_vector(op, "alpha", logits, alpha, class_dim)
+        if _values.wanted(validate):
+            _values.check_numbers(op, "alpha", alpha)
+        return 1.0, alpha
+    if alpha is None:
+        return 1.0, None
+    return _arguments.check_number(op, "alpha", alpha, 0.0, math.inf, "pass None for no weighting"), None
+
+
+def like_loss(op: str, name: str, family: str, logits: Tensor, tensor: Tensor, class_dim: int) -> Tensor:
+    """The tensor expanded to the unreduced loss: logits' shape (sigmoid) or that without the classes (softmax)."""
+    rank, given = logits.dim(), list(tensor.shape)
+    positions = list(logits.shape)
+    with_class = type(class_dim) is int and -rank <= class_dim < rank
+    if with_class:
+        del positions[class_dim]
+    if family == SIGMOID and with_class and tensor.dim() == rank - 1:
+        tensor = tensor.unsqueeze(class_dim)
+    shape = logits.shape if family == SIGMOID else torch.Size(positions)
+    if tensor.dim() != len(shape) or any(n not in (1, m) for n, m in zip(tensor.shape, shape, strict=True)):
+        forms = f"{positions} or {list(shape)}" if family == SIGMOID and with_class else f"{list(shape)}"
+        raise ValueError(
+            f"{op}: expected {name} of shape {forms}, 1 allowed in place of any size, got {given} with logits "
+            f"{list(logits.shape)}; reshape it."
+        )
+    return tensor.expand(shape)
+
+
+def check_sample_weight(op: str, family: str, logits: Tensor, sample_weight: object, class_dim: int) -> Tensor:
+    if not isinstance(sample_weight, Tensor):
+        raise TypeError(
+            f"{op}: expected sample_weight to be a tensor, got {type(sample_weight).__name__}; "
+            "for one factor scale the loss."
+        )
+    weight = _arguments.check_floating(op, "sample_weight", logits, sample_weight)
+    return like_loss(op, "sample_weight", family, logits, weight, class_dim)
