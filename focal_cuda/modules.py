@@ -1,102 +1,147 @@
-"""The losses as modules: their options once, alpha as a buffer that moves and saves with the model."""
+"""The losses as modules: their options once, tensors among them as buffers that move and save with the model."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import functional, variants
 
-__all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss"]
+__all__ = [
+    "AsymmetricLoss",
+    "GaussianFocalLoss",
+    "NormalizedFocalLoss",
+    "PolyFocalLoss",
+    "QualityFocalLoss",
+    "ReducedFocalLoss",
+    "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
+    "VarifocalLoss",
+]
 
 Alpha = float | Tensor | Sequence[float] | None
 
+# What a call gives, as logits and targets are.
+_OF_A_CALL = ("scores", "sample_weight", "mask", "normalizer")
+
 
 class _FocalLoss(nn.Module):
-    _function = None
+    """Keeps the arguments of ``function`` that stay the same from call to call, and calls it.
 
-    def __init__(
-        self,
-        alpha: Alpha,
-        gamma: float,
-        reduction: str,
-        *,
-        class_dim: int = 1,
-        ignore_index: int = -100,
-        background_index: int | None = None,
-        normalizer: float | str | None = None,
-        gradient: str = "auto",
-        validate: bool | None = None,
-    ) -> None:
+    Tensors, and sequences of numbers, become buffers: a number for each class, or a gamma that a schedule fills.
+    """
+
+    function = None
+
+    def __init_subclass__(cls) -> None:
+        # Positional and keyword arguments as the function has them, less those of a call.
+        signature = inspect.signature(cls.function)
+        kept = [p for name, p in signature.parameters.items() if name not in ("logits", "targets", *_OF_A_CALL)]
+        if "normalizer" in signature.parameters:
+            kept.append(signature.parameters["normalizer"])
+        cls.__signature__ = signature.replace(parameters=kept, return_annotation=None)
+        cls.function = staticmethod(cls.function)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__()
-        if isinstance(alpha, Sequence) and not isinstance(alpha, str):
-            alpha = torch.tensor(alpha, dtype=torch.get_default_dtype())
-        if isinstance(alpha, Tensor):
-            self.register_buffer("alpha", alpha.detach().clone())
-        else:
-            self.alpha = alpha
-        self.gamma = gamma
-        self.reduction = reduction
-        self.class_dim = class_dim
-        self.ignore_index = ignore_index
-        self.background_index = background_index
-        self.normalizer = normalizer
-        self.gradient = gradient
-        self.validate = validate
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                value = torch.tensor(value, dtype=torch.get_default_dtype())
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value.detach().clone())
+            else:
+                setattr(self, name, value)
 
-    def forward(self, logits: Tensor, targets: Tensor, *, normalizer: float | Tensor | str | None = None) -> Tensor:
-        """The loss of logits; ``normalizer`` takes the place of the module's for this call."""
-        return type(self)._function(
-            logits,
-            targets,
-            self.alpha,
-            self.gamma,
-            self.reduction,
-            class_dim=self.class_dim,
-            ignore_index=self.ignore_index,
-            background_index=self.background_index,
-            normalizer=self.normalizer if normalizer is None else normalizer,
-            gradient=self.gradient,
-            validate=self.validate,
-        )
+    def forward(self, logits: Tensor, targets: Tensor, *args: Tensor, **kwargs: object) -> Tensor:
+        """The loss of logits. Further arguments: ``scores`` where the loss has them, by position or by name;
+        ``sample_weight``, ``mask`` and ``normalizer`` by name. A normalizer takes the place of the module's for this
+        call.
+        """
+        unknown = [name for name in kwargs if name not in _OF_A_CALL]
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__}: expected sample_weight, mask, normalizer or scores in a call, got "
+                f"{unknown[0]}; pass it to the constructor."
+            )
+        kept = {name: getattr(self, name) for name in self.__signature__.parameters}
+        return type(self).function(logits, targets, *args, **{**kept, **kwargs})
 
     def extra_repr(self) -> str:
-        alpha = f"tensor({list(self.alpha.shape)})" if isinstance(self.alpha, Tensor) else self.alpha
-        shown = {"alpha": alpha, "gamma": self.gamma, "reduction": self.reduction}
-        unless = {
-            "class_dim": 1,
-            "ignore_index": -100,
-            "background_index": None,
-            "normalizer": None,
-            "gradient": "auto",
-        }
-        shown |= {name: getattr(self, name) for name, default in unless.items() if getattr(self, name) != default}
-        return ", ".join(
-            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}" for name, value in shown.items()
-        )
+        """What is not as the function has it by default, and always its positional arguments."""
+        shown = []
+        for name, parameter in self.__signature__.parameters.items():
+            value = getattr(self, name)
+            always = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            if isinstance(value, Tensor):
+                shown.append(f"{name}={f'tensor({list(value.shape)})' if value.dim() else f'tensor({value.item():g})'}")
+            elif always or value != parameter.default:
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
 
 
 class SigmoidFocalLoss(_FocalLoss):
-    """:func:`focal_cuda.sigmoid_focal_loss` with its options kept; alpha may also be a sequence of floats.
+    """:func:`focal_cuda.sigmoid_focal_loss` with its options kept; alpha, gamma and pos_weight may be sequences.
 
     ``SigmoidFocalLoss(reduction="sum", normalizer="positives")(logits, targets)`` is the loss of RetinaNet.
     """
 
-    _function = staticmethod(functional.sigmoid_focal_loss)
-
-    def __init__(self, alpha: Alpha = 0.25, gamma: float = 2.0, reduction: str = "mean", **options) -> None:
-        super().__init__(alpha, gamma, reduction, **options)
+    function = functional.sigmoid_focal_loss
 
 
 class SoftmaxFocalLoss(_FocalLoss):
-    """:func:`focal_cuda.softmax_focal_loss` with its options kept; alpha may also be a sequence of floats.
+    """:func:`focal_cuda.softmax_focal_loss` with its options kept; alpha and gamma may be sequences.
 
     ``SoftmaxFocalLoss(ignore_index=255)(logits, masks)`` takes the place of ``nn.CrossEntropyLoss(ignore_index=255)``.
     """
 
-    _function = staticmethod(functional.softmax_focal_loss)
+    function = functional.softmax_focal_loss
 
-    def __init__(self, alpha: Alpha = None, gamma: float = 2.0, reduction: str = "mean", **options) -> None:
-        super().__init__(alpha, gamma, reduction, **options)
+
+class QualityFocalLoss(_FocalLoss):
+    """:func:`focal_cuda.quality_focal_loss` with its options kept: ``loss(logits, labels, scores)``."""
+
+    function = variants.quality_focal_loss
+
+
+class VarifocalLoss(_FocalLoss):
+    """:func:`focal_cuda.varifocal_loss` with its options kept: ``loss(logits, labels, scores)``."""
+
+    function = variants.varifocal_loss
+
+
+class GaussianFocalLoss(_FocalLoss):
+    """:func:`focal_cuda.gaussian_focal_loss` with its options kept.
+
+    ``GaussianFocalLoss(reduction="sum", normalizer="positives")(logits, heat_maps)`` is the loss of CenterNet.
+    """
+
+    function = variants.gaussian_focal_loss
+
+
+class AsymmetricLoss(_FocalLoss):
+    """:func:`focal_cuda.asymmetric_loss` with its options kept."""
+
+    function = variants.asymmetric_loss
+
+
+class PolyFocalLoss(_FocalLoss):
+    """:func:`focal_cuda.poly_focal_loss` with its options kept."""
+
+    function = variants.poly_focal_loss
+
+
+class ReducedFocalLoss(_FocalLoss):
+    """:func:`focal_cuda.reduced_focal_loss` with its options kept."""
+
+    function = variants.reduced_focal_loss
+
+
+class NormalizedFocalLoss(_FocalLoss):
+    """:func:`focal_cuda.normalized_focal_loss` with its options kept."""
+
+    function = variants.normalized_focal_loss

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._arguments import check_integer, check_number
+from .modules import GaussianFocalLoss
 
 __all__ = ["GammaSchedule"]
 
@@ -168,7 +169,9 @@ def _with_gamma(module: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def _is_ours(module: nn.Module) -> bool:
-    """Whether its class is of this package, or derived from one."""
+    """Whether its class is of this package, or derived from one. The gamma of heat maps weighs negatives."""
+    if isinstance(module, GaussianFocalLoss):
+        return False
     return any(base.__module__.partition(".")[0] == __package__ for base in type(module).__mro__)
 
 

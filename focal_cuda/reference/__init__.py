@@ -8,6 +8,7 @@ from .losses import sigmoid_focal_loss, softmax_focal_loss
 from .relatives import (
     asymmetric_loss,
     gaussian_focal_loss,
+    modulating_factors,
     normalized_focal_loss,
     poly_focal_loss,
     quality_focal_loss,
@@ -18,6 +19,7 @@ from .relatives import (
 __all__ = [
     "asymmetric_loss",
     "gaussian_focal_loss",
+    "modulating_factors",
     "normalized_focal_loss",
     "poly_focal_loss",
     "quality_focal_loss",
