@@ -11,6 +11,22 @@
 
 namespace focal::cpu::FOCAL_CPU_ISA {
 
+// A chunk whose tiles are one position each: where each lies, its loss from row(), and what becomes of it.
+template <class Real, class Row>
+void for_rows(const Task& task, int64_t index, Run& run, const Row& row) {
+  const int64_t first = index * task.tiles_per_chunk;
+  const int64_t last = first + task.tiles_per_chunk < task.tiles ? first + task.tiles_per_chunk : task.tiles;
+  Cursor cursor(task.positions, first);
+  double total = 0;
+  for (int64_t position = first; position < last; ++position) {
+    run = cursor.next(1);
+    const Real value = row();
+    total += static_cast<double>(value);
+    if (task.tensor[kLoss]) store_run(task.tensor[kLoss], run.offset[kLoss], 1, &value, Uniform<Real>{1}, 1);
+  }
+  if (task.partial_sums) task.partial_sums[index] = total;
+}
+
 template <class Term>
 class Rows {
   using Math = typename Term::Math;
@@ -20,19 +36,8 @@ class Rows {
   explicit Rows(const Task& task)
       : task_(task), block_(static_cast<Real*>(scratch(sizeof(Real) * static_cast<size_t>(task.tile_classes)))) {}
 
-  // A tile is one position.
   void chunk(int64_t index) {
-    const int64_t first = index * task_.tiles_per_chunk;
-    const int64_t last = first + task_.tiles_per_chunk < task_.tiles ? first + task_.tiles_per_chunk : task_.tiles;
-    Cursor cursor(task_.positions, first);
-    double total = 0;
-    for (int64_t position = first; position < last; ++position) {
-      run_ = cursor.next(1);
-      const Real value = row();
-      total += static_cast<double>(value);
-      if (task_.tensor[kLoss]) store_run(task_.tensor[kLoss], run_.offset[kLoss], 1, &value, Uniform<Real>{1}, 1);
-    }
-    if (task_.partial_sums) task_.partial_sums[index] = total;
+    for_rows<Real>(task_, index, run_, [&] { return row(); });
   }
 
  private:

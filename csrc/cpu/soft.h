@@ -9,7 +9,7 @@
 #pragma once
 
 #include "cpu/column_tile.h"
-#include "cpu/term.h"
+#include "cpu/rows.h"
 
 namespace focal::cpu::FOCAL_CPU_ISA {
 
@@ -230,19 +230,8 @@ class SoftRows {
     target_ = e_ + classes_;
   }
 
-  // A tile is one position.
   void chunk(int64_t index) {
-    const int64_t first = index * task_.tiles_per_chunk;
-    const int64_t last = first + task_.tiles_per_chunk < task_.tiles ? first + task_.tiles_per_chunk : task_.tiles;
-    Cursor cursor(task_.positions, first);
-    double total = 0;
-    for (int64_t position = first; position < last; ++position) {
-      run_ = cursor.next(1);
-      const Real value = row();
-      total += static_cast<double>(value);
-      if (task_.tensor[kLoss]) store_run(task_.tensor[kLoss], run_.offset[kLoss], 1, &value, Uniform<Real>{1}, 1);
-    }
-    if (task_.partial_sums) task_.partial_sums[index] = total;
+    for_rows<Real>(task_, index, run_, [&] { return row(); });
   }
 
  private:

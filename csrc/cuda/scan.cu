@@ -82,8 +82,6 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const ScanArguments 
   }
 }
 
-FOCAL_DEVICE double inverse(double x) { return x == 0 ? 0 : 1 / x; }
-
 // Mapping: one block; a thread adds every 256th record.
 __global__ void __launch_bounds__(kScanThreads)
     settle_kernel(const ScaleRule rule, const Counts* counts, int64_t blocks, double* applied) {
@@ -94,10 +92,8 @@ __global__ void __launch_bounds__(kScanThreads)
   }
   const Counts total = block_total(mine);
   if (threadIdx.x == 0) {
-    double scale = rule.scale;
-    if (rule.reduction == ScaleRule::kMean) scale = inverse(static_cast<double>(total.counted) * rule.per_position);
-    if (rule.reduction == ScaleRule::kPositives)
-      scale /= total.positives > 1 ? static_cast<double>(total.positives) : 1.0;
+    double scale = scale_of(rule.reduction, rule.scale, static_cast<double>(total.counted) * rule.per_position,
+                            static_cast<double>(total.positives));
     if (rule.normalizer) scale *= inverse(load_target<double>(rule.normalizer, rule.normalizer_dtype, 0));
     store(applied, scale);
   }

@@ -13,6 +13,7 @@
 
 #include "layout.h"
 #include "math/relatives.h"
+#include "reduction.h"
 #include "targets.h"
 
 namespace focal::cuda {
@@ -82,8 +83,7 @@ cudaError_t run(const Task& task, cudaStream_t stream);
 
 // What a reduction multiplies the sum of losses by, from counts of the targets that stay on the device.
 struct ScaleRule {
-  static constexpr int kMean = 1, kSum = 2, kPositives = 3;  // as in the operators' schemas
-  int reduction = kSum;
+  Reduction reduction = Reduction::kSum;
   double scale = 1;
   double per_position = 1;  // elements that count for each counted position
   const void* normalizer = nullptr;

@@ -129,20 +129,6 @@ void run(const Task& task) {
   for_chunks(task.chunks, [&](int64_t first, int64_t last) { kernels.run(task, first, last); });
 }
 
-double inverse(double denominator) { return denominator == 0 ? 0 : 1 / denominator; }
-
-// What the sum of losses is multiplied by, when `counted` elements count.
-double reduction_scale(Reduction reduction, double scale, const std::optional<Tensor>& normalizer, double counted,
-                       double positives) {
-  switch (reduction) {
-    case Reduction::kNone: return 1;
-    case Reduction::kMean: return inverse(counted);
-    case Reduction::kSum: return normalizer ? scale * inverse(read_number(*normalizer)) : scale;
-    case Reduction::kPositives: return scale / (positives > 1 ? positives : 1);
-  }
-  return 1;
-}
-
 void write_number(const Tensor& tensor, double value) {
   if (tensor.scalar_type() == ScalarType::Double) {
     *static_cast<double*>(tensor.data_ptr()) = value;
@@ -194,8 +180,9 @@ std::tuple<Tensor, Tensor> Cpu::forward(const Inputs& inputs, const std::optiona
   if (!unreduced) task.partial_sums = partial_sums.data();
   if (found_on_the_way) task.findings = findings.data();
   const auto scale_for = [&](int64_t counted) {
-    return reduction_scale(reduction, scale, normalizer, static_cast<double>(counted * problem.elements_per_count()),
-                           static_cast<double>(counts.positives));
+    const auto elements_counted = static_cast<double>(counted * problem.elements_per_count());
+    const double own = scale_of(reduction, scale, elements_counted, static_cast<double>(counts.positives));
+    return normalizer ? own * inverse(read_number(*normalizer)) : own;
   };
   task.gradient_scale = scale_for(counts.counted);
   run(task);

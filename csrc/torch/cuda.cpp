@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor> Cuda::forward(const Inputs& inputs, const std::option
   double* const applied_scale = static_cast<double*>(applied.data_ptr());
   if (settles) {
     cuda::ScaleRule rule;
-    rule.reduction = static_cast<int>(reduction);
+    rule.reduction = reduction;
     rule.scale = scale;
     rule.per_position = per_position;
     if (normalizer) {

@@ -14,6 +14,7 @@
 
 #include "layout.h"
 #include "math/relatives.h"
+#include "reduction.h"
 #include "targets.h"
 
 namespace focal::glue {
@@ -22,7 +23,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 enum class Family { kSigmoid, kSoftmax };
-enum class Reduction : int64_t { kNone, kMean, kSum, kPositives };
 
 constexpr int64_t kNoBackground = std::numeric_limits<int64_t>::min();
 
