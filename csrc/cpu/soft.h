@@ -3,6 +3,8 @@
 //   SoftRows      one position at a time, vectorised across its classes
 //   passes        in the tile: the largest logit and its class, the exponentials and the sum of all others (so that no
 //                 1 - p cancels), every class's loss, the gradient
+//   sums          over many classes in stages: those of smoothed labels have terms so alike that they would all be rounded
+//                 the same way
 //   traffic       logits read once, dense targets once, gradient written once
 //   order         as in the engines of class labels
 // Compiled once per instruction set (FOCAL_CPU_ISA). Must not know: which loss the Term is, torch.
@@ -43,7 +45,7 @@ class SoftColumns : ColumnTile<typename Term::Real> {
   explicit SoftColumns(const Task& task)
       : Tile(task, {&relative_, &e_},
              {&largest_, &top_, &others_, &inverse_, &log_sum_, &weight_, &slope_, &value_, &own_, &turn_, &target_,
-              &second_, &third_, &fourth_}),
+              &second_, &third_, &fourth_, &stage_, &turn_stage_}),
         rule_(task) {}
 
   void chunk(int64_t index) {
@@ -55,9 +57,11 @@ class SoftColumns : ColumnTile<typename Term::Real> {
   double tile() {
     read();
     exponentials();
-    for (int p = 0; p < count_; ++p) value_[p] = own_[p] = turn_[p] = 0;
+    for (int p = 0; p < count_; ++p) value_[p] = own_[p] = turn_[p] = stage_[p] = turn_stage_[p] = 0;
+    const auto settle_both = [&] { settle(stage_, value_), settle(turn_stage_, turn_); };
     this->by_classes([&](auto classes, int c) {
       constexpr int kClasses = decltype(classes)::value;
+      if (c % kStage == 0) settle_both();
       if (rule_.gammas || task_.rule.gamma != 2) {
         // A loss with exponentials of its own leaves no registers for more.
         for (int i = c; i < c + kClasses; ++i) {
@@ -68,6 +72,7 @@ class SoftColumns : ColumnTile<typename Term::Real> {
         Term::of_class(task_, nullptr, [&](const auto& loss) { return shares<kClasses>(at(loss, 0), c); });
       }
     });
+    settle_both();
     double sum = 0;
     for (int p = 0; p < count_; ++p) {
       value_[p] = codes_[p] == kIgnored ? Real(0) : weight_[p] * value_[p];
@@ -102,14 +107,28 @@ class SoftColumns : ColumnTile<typename Term::Real> {
     Real* FOCAL_RESTRICT others = others_;
     for (int p = 0; p < count_; ++p) {
       largest[p] = largest[p] == lowest ? Real(0) : largest[p];
-      others[p] = 0;
+      others[p] = stage_[p] = 0;
     }
-    this->by_classes([&](auto classes, int c) { add_exponentials<decltype(classes)::value>(c); });
+    this->by_classes([&](auto classes, int c) {
+      if (c % kStage == 0) settle(stage_, others_);
+      add_exponentials<decltype(classes)::value>(c);
+    });
+    settle(stage_, others_);
     Real *FOCAL_RESTRICT inverse = inverse_, *FOCAL_RESTRICT log_sum = log_sum_;
 #pragma omp simd
     for (int p = 0; p < count_; ++p) {
       inverse[p] = Real(1) / (Real(1) + others[p]);
       log_sum[p] = log_of_sum<Math>(others[p]);
+    }
+  }
+
+  static constexpr int kStage = 64;  // classes, a multiple of what by_classes takes at a time
+
+  void settle(Real* FOCAL_RESTRICT stage, Real* FOCAL_RESTRICT total) const {
+#pragma omp simd
+    for (int p = 0; p < count_; ++p) {
+      total[p] += stage[p];
+      stage[p] = 0;
     }
   }
 
@@ -134,7 +153,7 @@ class SoftColumns : ColumnTile<typename Term::Real> {
   template <int classes>
   void add_exponentials(int c) {
     Real *FOCAL_RESTRICT x = relative_ + c * width_, *FOCAL_RESTRICT e = e_ + c * width_;
-    Real* FOCAL_RESTRICT others = others_;
+    Real* FOCAL_RESTRICT others = stage_;
     const Real *FOCAL_RESTRICT largest = largest_, *FOCAL_RESTRICT top = top_;
     const int width = width_;
 #pragma omp simd
@@ -159,7 +178,7 @@ class SoftColumns : ColumnTile<typename Term::Real> {
   template <int classes, bool dense, class Loss>
   int shares(const Loss loss, int c) {
     Real* FOCAL_RESTRICT x = relative_ + c * width_;
-    Real *FOCAL_RESTRICT value = value_, *FOCAL_RESTRICT own = own_, *FOCAL_RESTRICT turn = turn_;
+    Real *FOCAL_RESTRICT value = stage_, *FOCAL_RESTRICT own = own_, *FOCAL_RESTRICT turn = turn_stage_;
     const Real *FOCAL_RESTRICT e = e_ + c * width_, *FOCAL_RESTRICT target = target_, *FOCAL_RESTRICT top = top_;
     const Real *FOCAL_RESTRICT others = others_, *FOCAL_RESTRICT inverse = inverse_, *FOCAL_RESTRICT log_sum = log_sum_;
     const int32_t* FOCAL_RESTRICT codes = codes_;
@@ -216,6 +235,7 @@ class SoftColumns : ColumnTile<typename Term::Real> {
   const SoftRule<Real> rule_;
   Real *relative_, *e_, *largest_, *top_, *others_, *inverse_, *log_sum_, *weight_, *slope_, *value_, *own_, *turn_;
   Real *target_, *second_, *third_, *fourth_;  // neighbours: the targets of four classes
+  Real *stage_, *turn_stage_;
 };
 
 template <class Term>
@@ -279,46 +299,75 @@ class SoftRows {
 
   void exponentials() {
     const Real lowest = -std::numeric_limits<Real>::infinity();
-    Real *FOCAL_RESTRICT x = relative_, *FOCAL_RESTRICT e = e_;
-    Real largest = lowest, others = 0;
+    const Real* FOCAL_RESTRICT x = relative_;
+    Real largest = lowest;
 #pragma omp simd reduction(max : largest)
     for (int c = 0; c < classes_; ++c) largest = x[c] > largest ? x[c] : largest;
     top_ = 0;
     while (top_ + 1 < classes_ && x[top_] != largest) ++top_;
     const Real shift = largest == lowest ? Real(0) : largest;
-    const int top = top_;
+    others_ = 0;
+    for (int c = 0; c < classes_; c += kStage) others_ += add_exponentials(c, shift);
+  }
+
+  static constexpr int kStage = 512;
+  int length(int c) const { return classes_ - c < kStage ? classes_ - c : kStage; }
+
+  Real add_exponentials(int begin, Real shift) {
+    Real *FOCAL_RESTRICT x = relative_ + begin, *FOCAL_RESTRICT e = e_ + begin;
+    const int top = top_ - begin, n = length(begin);
+    Real others = 0;
 #pragma omp simd reduction(+ : others)
-    for (int c = 0; c < classes_; ++c) {
+    for (int c = 0; c < n; ++c) {
       const Real relative = x[c] - shift, exponential = Math::exp(relative);
       x[c] = relative;
       e[c] = exponential;
       others += c == top ? Real(0) : exponential;
     }
-    others_ = others;
+    return others;
   }
 
   // The position's loss; leaves the gradient for an upstream of 1 in place of the relative logits.
   template <class Loss>
   Real shares(const Loss& loss) {
-    Real *FOCAL_RESTRICT x = relative_, *FOCAL_RESTRICT e = e_;
-    const Real* FOCAL_RESTRICT target = target_;
-    const Real others = others_, inverse = Real(1) / (Real(1) + others), log_sum = log_of_sum<Math>(others);
-    const int top = top_;
+    const Real inverse = Real(1) / (Real(1) + others_), log_sum = log_of_sum<Math>(others_);
+    Real value = 0, own = 0, turn = 0;
+    for (int c = 0; c < classes_; c += kStage) {
+      const Share share = add_shares(loss, c, inverse, log_sum);
+      value += share.value;
+      own += share.own;
+      turn += share.turn;
+    }
+    const Real all = (own + turn) * inverse;
+    Real* FOCAL_RESTRICT x = relative_;
+    const Real* FOCAL_RESTRICT e = e_;
+#pragma omp simd
+    for (int c = 0; c < classes_; ++c) x[c] -= e[c] * all;
+    x[top_] = slope_at_top(own, turn, others_, inverse);
+    return value;
+  }
+
+  struct Share {
+    Real value, own, turn;
+  };
+
+  template <class Loss>
+  Share add_shares(const Loss& loss, int begin, Real inverse, Real log_sum) {
+    Real* FOCAL_RESTRICT x = relative_ + begin;
+    const Real *FOCAL_RESTRICT e = e_ + begin, *FOCAL_RESTRICT target = target_ + begin;
+    const Real others = others_;
+    const int top = top_ - begin, n = length(begin);
     Real value = 0, own = 0, turn = 0;
 #pragma omp simd reduction(+ : value, own, turn)
-    for (int c = 0; c < classes_; ++c) {
+    for (int c = 0; c < n; ++c) {
       const ClassShare<Real> share(c == top, e[c], x[c], others, inverse, log_sum);
-      const ValueDeriv<Real> result = at(loss, c)(share.p, share.q, share.ce);
+      const ValueDeriv<Real> result = at(loss, begin + c)(share.p, share.q, share.ce);
       value += target[c] == Real(0) ? Real(0) : target[c] * result.value;
       x[c] = target[c] * result.deriv;
       own += c == top ? x[c] : Real(0);
       turn += c == top ? Real(0) : x[c];
     }
-    const Real all = (own + turn) * inverse;
-#pragma omp simd
-    for (int c = 0; c < classes_; ++c) x[c] -= e[c] * all;
-    x[top] = slope_at_top(own, turn, others, inverse);
-    return value;
+    return {value, own, turn};
   }
 
   const Task& task_;
