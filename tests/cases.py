@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -179,45 +175,3 @@ def make_soft(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "c
 def of_each_class(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu", most: float = 1.0) -> Tensor:
     """A number for each class: alpha, gamma, pos_weight."""
     return (torch.rand(shape.classes) * most).to(dtype).to(device)
-
-
-# Memory in which the same values lie in another order or with gaps, in which there is nothing to be read.
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x,
-    "second dimension last": lambda x: x.movedim(min(1, x.dim() - 1), -1).contiguous().movedim(-1, min(1, x.dim() - 1)),
-    "backwards": lambda x: x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim()))),
-    "gaps": lambda x: _with_gaps(x),
-}
-
-
-def _with_gaps(x: Tensor) -> Tensor:
-    empty = torch.full_like(x, torch.nan if x.is_floating_point() else 1)
-    return torch.stack([x, empty], -1)[..., 0]
-
-
-def pairwise(axes: dict[str, list], valid: Callable[[dict[str, Any]], bool], seed: int = 0) -> list[dict[str, Any]]:
-    """Few combinations of one value for each axis, such that any two values that go together are together in one."""
-    chooser = random.Random(seed)
-    index = {name: range(len(values)) for name, values in axes.items()}
-    missing = {
-        ((a, i), (b, j)) for a, b in itertools.combinations(axes, 2) for i in index[a] for j in index[b]
-    }  # fmt: skip
-    rows: list[dict[str, Any]] = []
-    while missing:
-        candidates = []
-        for _ in range(40):
-            # Grown from a pair that is missing: by chance alone the last ones would take long.
-            chosen = {name: chooser.choice(range_) for name, range_ in index.items()}
-            chosen |= dict(chooser.choice(sorted(missing)))
-            if valid({name: axes[name][i] for name, i in chosen.items()}):
-                candidates.append(chosen)
-        best, found = None, set()
-        for chosen in candidates:
-            pairs = missing & set(itertools.combinations(chosen.items(), 2))
-            if len(pairs) > len(found):
-                best, found = chosen, pairs
-        if best is None:
-            return rows  # what is left goes with nothing
-        missing -= found
-        rows.append({name: axes[name][i] for name, i in best.items()})
-    return rows

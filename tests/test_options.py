@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import (
-    DTYPES,
-    LAYOUTS,
     MARGINS,
     Shape,
     dtypes,
@@ -19,6 +18,16 @@ from cases import (
     make_soft,
     make_trained_logits,
     of_each_class,
+)
+from combinations import (
+    COMMON,
+    FEW_SHAPES,
+    by_class,
+    computing_dtype,
+    make_logits_for,
+    make_targets,
+    name_of,
+    of_row,
     pairwise,
 )
 from compare import assert_bitwise, bits, check, loss_dtype, run
@@ -31,41 +40,27 @@ from focal_cuda import reference
 
 SIGMOID, SOFTMAX = "sigmoid_focal_loss", "softmax_focal_loss"
 
-# Small, for the emulation; each a regime of tests/cases.py.
-SHAPES = [
-    Shape((5, 3)),
-    Shape((129, 19)),
-    Shape((21, 65)),
-    Shape((3, 1000)),
-    Shape((2, 2, 5, 7)),
-    Shape((2, 19, 7, 9)),
-    Shape((1, 150, 3, 7)),
-    Shape((1, 4099, 2)),
-    Shape((3, 5, 1)),
-    Shape((2, 7, 128)),
-    Shape((2, 6, 21), class_dim=-1),
-    Shape((7, 40), class_dim=0),
-]
-COMMON = {
-    "shape": SHAPES,
-    "layout": list(LAYOUTS),
-    "dtype": DTYPES,
-    "reduction": ["none", "mean", "sum", "number", "tensor", "positives"],
-    "gradient": ["auto", "forward", "backward", "inplace"],
+GAMMAS_AND_EXTRAS = {
     "gamma": [0.0, 0.5, 2.0, 3.0, "0-d", "classes"],
-    "sample_weight": [None, "position", "element", "one for all", "expanded", "zeros"],
-    "mask": [None, "position", "element", "nothing left"],
     "extra": [None, "smoothed", "half smoothed", "0.001", "0.3", "probabilities"],
 }
-SIGMOID_AXES = COMMON | {
-    "targets": ["uint8", "bool", "int64", "dense", "dense bool", "soft"],
-    "alpha": [None, 0.3, "classes"],
-    "pos_weight": [None, 2.5, "classes"],
-}
-SOFTMAX_AXES = COMMON | {
-    "targets": ["uint8", "bool", "int64", "one-hot", "soft", "soft of any sum"],
-    "alpha": [None, 1.7, "classes"],
-}
+SIGMOID_AXES = (
+    COMMON
+    | GAMMAS_AND_EXTRAS
+    | {
+        "targets": ["uint8", "bool", "int64", "dense", "dense bool", "soft"],
+        "alpha": [None, 0.3, "classes"],
+        "pos_weight": [None, 2.5, "classes"],
+    }
+)
+SOFTMAX_AXES = (
+    COMMON
+    | GAMMAS_AND_EXTRAS
+    | {
+        "targets": ["uint8", "bool", "int64", "one-hot", "soft", "soft of any sum"],
+        "alpha": [None, 1.7, "classes"],
+    }
+)
 EXTRAS: dict[str | None, dict[str, Any]] = {
     None: {},
     "smoothed": {"label_smoothing": 0.1},
@@ -97,78 +92,23 @@ def of_probabilities(logits: Tensor, dim: int, softmax: bool, dtype: torch.dtype
     return p.clamp(least, 1 - least)
 
 
-def make_targets(op: str, kind: str, shape: Shape, dtype: torch.dtype, device: str) -> tuple[Tensor, int]:
-    """Targets and what of them is ignored; soft and dense ones of one tenth of the rows are."""
-    dim = shape.class_dim
-    ignore = {"uint8": 255, "bool": 1}.get(kind, -100)
-    if kind in ("uint8", "bool", "int64"):
-        return make_index(shape, getattr(torch, kind), device, ignore_index=ignore), ignore
-    if kind == "dense bool":
-        return make_dense(shape.size, torch.bool, device), ignore
-    if kind == "one-hot":
-        labels = make_index(shape, ignore_index=None)
-        targets = F.one_hot(labels, shape.classes).movedim(-1, dim).to(device, dtype)
-    elif op == SOFTMAX:
-        targets = make_soft(shape, dtype, device, total=1.0 if kind == "soft" else 1.7)
-    else:
-        targets = make_dense(shape.size, dtype, device, soft=kind == "soft")
-    out = torch.rand(shape.positions, device=device) < 0.1
-    return torch.where(out.unsqueeze(dim), ignore, targets), ignore
-
-
 def arguments(op: str, row: dict[str, Any], device: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits, targets and options of a combination."""
-    shape, softmax, extra, lay = row["shape"], op == SOFTMAX, row["extra"], LAYOUTS[row["layout"]]
-    dim, compute = shape.class_dim, torch.float64 if row["dtype"] == torch.float64 else torch.float32
-    targets, ignore = make_targets(op, row["targets"], shape, compute, device)
-    if targets.dim() == len(shape.size):
-        logits = make_logits(shape.size, torch.float32, device)
-    else:
-        logits = make_trained_logits(shape, targets)
+    shape, softmax, extra = row["shape"], op == SOFTMAX, row["extra"]
+    compute = computing_dtype(row)
+    targets, ignore = make_targets(softmax, row["targets"], shape, compute, device)
+    logits = make_logits_for(targets, shape)
     if extra == "probabilities":
         by_torch = row["gamma"] == "classes" or (softmax and targets.dim() == logits.dim())
-        logits = of_probabilities(logits, dim, softmax, row["dtype"], by_torch)
-    logits = logits.to(row["dtype"])
-
-    def by_class(value: Any, most: float) -> Any:
-        return of_each_class(shape, compute, device, most) if value == "classes" else value
-
-    options: dict[str, Any] = {"class_dim": dim, "ignore_index": ignore, "gradient": row["gradient"], **EXTRAS[extra]}
-    options["alpha"] = by_class(row["alpha"], 1.0)
-    options["gamma"] = by_class(row["gamma"], 4.0)
+        logits = of_probabilities(logits, shape.class_dim, softmax, row["dtype"], by_torch)
+    logits, targets, options = of_row(row, logits, targets, softmax)
+    options |= EXTRAS[extra] | {"ignore_index": ignore, "alpha": by_class(row["alpha"], row, device)}
+    options["gamma"] = by_class(row["gamma"], row, device, 4.0)
     if row["gamma"] == "0-d":
         options["gamma"] = torch.tensor(1.5, dtype=compute, device=device)
     if not softmax:
-        options["pos_weight"] = by_class(row["pos_weight"], 3.0)
-    options["reduction"] = row["reduction"]
-    if row["reduction"] in ("number", "tensor", "positives"):
-        normalizers = {"number": 3.7, "tensor": torch.tensor(11.0, device=device), "positives": "positives"}
-        options |= {"reduction": "sum", "normalizer": normalizers[row["reduction"]]}
-        options["background_index"] = 0 if softmax else None
-
-    of_loss = shape.positions if softmax else shape.size
-    sizes = {
-        "position": shape.positions, "element": of_loss, "one for all": (1,) * len(of_loss),
-        "expanded": (1, *of_loss[1:]), "zeros": of_loss, "nothing left": (1,) * len(shape.positions),
-    }  # fmt: skip
-    if kind := row["sample_weight"]:
-        weight = (torch.rand(sizes[kind]) + 0.5).to(device, compute)
-        if kind == "expanded":
-            weight = weight.expand(of_loss)
-        if kind == "zeros":
-            weight = torch.where(torch.rand(of_loss, device=device) < 0.4, 0.0, weight)
-            out = (weight == 0).unsqueeze(dim) if softmax else weight == 0
-            logits = torch.where(out & (torch.rand(logits.shape, device=device) < 0.7), torch.nan, logits)
-        options["sample_weight"] = lay(weight) if kind in ("element", "zeros") else weight
-    if kind := row["mask"]:
-        options["mask"] = torch.rand(sizes[kind], device=device) < (0.0 if kind == "nothing left" else 0.8)
-    return lay(logits), lay(targets), options
-
-
-def name_of(value: object) -> str:
-    if isinstance(value, dict):
-        return "-".join(str(v).removeprefix("torch.") for v in value.values() if v is not None)
-    return str(value).split("_")[0]
+        options["pos_weight"] = by_class(row["pos_weight"], row, device, 3.0)
+    return logits, targets, options
 
 
 ROWS = [
@@ -186,18 +126,16 @@ def test_together(op: str, row: dict[str, Any], device: str) -> None:
     check(op, logits, targets, **options)
 
 
-def test_any_two_are_together() -> None:
-    seen = {(op, a, str(row[a]), b, str(row[b])) for op, row in ROWS for a in row for b in row}
+def test_any_two_choices_meet() -> None:
+    """But those that go with nothing."""
     for op, axes in ((SIGMOID, SIGMOID_AXES), (SOFTMAX, SOFTMAX_AXES)):
-        for a, b in (("extra", "targets"), ("shape", "targets"), ("dtype", "extra"), ("gamma", "extra")):
-            for i in axes[a]:
-                for j in axes[b]:
-                    row = {"reduction": "mean", "gradient": "auto", "mask": None, "gamma": 2.0, "extra": None} | {
-                        "targets": "int64",
-                        a: i,
-                        b: j,
-                    }
-                    assert (op, a, str(i), b, str(j)) in seen or not go_together(op, row)
+        rows = [row for name, row in ROWS if name == op]
+        for a, b in itertools.combinations(axes, 2):
+            met = [(row[a], row[b]) for row in rows]
+            for pair in itertools.product(axes[a], axes[b]):
+                some = {"reduction": "mean", "gradient": "auto", "mask": None, "gamma": 2.0, "extra": None}
+                possible = go_together(op, some | {"targets": "int64", a: pair[0], b: pair[1]})
+                assert pair in met or not possible
 
 
 @pytest.fixture(autouse=True)
@@ -266,7 +204,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("s", [0.05, 0.5])
 def test_smoothed_cross_entropy(s: float, reduction: str, device: str) -> None:
-    for shape in (Shape((129, 19)), Shape((2, 19, 7, 9)), Shape((21, 65))):
+    for shape in FEW_SHAPES:
         targets = make_index(shape, device=device)
         logits = make_trained_logits(shape, targets)
         options = {"reduction": reduction, "label_smoothing": s}
@@ -305,7 +243,7 @@ def test_binary_cross_entropy(device: str) -> None:
 
 @dtypes()
 def test_one_hot_targets_are_labels(dtype: torch.dtype, device: str) -> None:
-    for shape in (Shape((129, 19)), Shape((2, 19, 7, 9)), Shape((21, 65))):
+    for shape in FEW_SHAPES:
         labels = make_index(shape, device=device, ignore_index=None)
         logits = make_trained_logits(shape, labels, dtype)
         one_hot = F.one_hot(labels, shape.classes).movedim(-1, 1).float()
@@ -523,7 +461,7 @@ def test_a_gamma_that_is_changed_where_it_lies(op: str, device: str) -> None:
 
 @ops
 def test_all_policies_agree(op: str, device: str) -> None:
-    for shape in (Shape((129, 19)), Shape((2, 19, 7, 9)), Shape((21, 65))):
+    for shape in FEW_SHAPES:
         targets = make_index(shape, device=device)
         logits = make_trained_logits(shape, targets)
         options = everything(op, shape, torch.float32, device)
