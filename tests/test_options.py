@@ -304,7 +304,7 @@ def test_a_weight_of_0_keeps_everything_out(op: str, gradient: str, device: str)
 
 @ops
 def test_weights_scale(op: str, device: str, backend: str) -> None:
-    """By a power of two, to the bit; less the last digits of subnormal numbers on a GPU, which computes in other units."""
+    """By a power of two, to the bit; a GPU computes in other units, which subnormal numbers show."""
     shape = Shape((2, 19, 7, 9))
     targets = make_index(shape, device=device)
     logits = make_trained_logits(shape, targets)
