@@ -19,6 +19,8 @@ from focal_cuda._ohem import hardest_mean
 SIZES = [0, 1, 2, 31, 32, 33, 63, 64, 65, 255, 256, 257, 2047, 2049, 4095, 4097, 65_535, 65_536, 65_537, 200_003]
 SMALL = [1, 33, 257, 4097]
 RULES = [(1e-9, None), (0.01, None), (0.25, None), (1.0, None), (None, 0.0), (None, 0.3), (0.25, 0.3), (0.25, 0.9)]
+# What torch calls deprecated its compiler uses.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 both_dtypes = dtypes([torch.float32, torch.float64])
 rules = pytest.mark.parametrize("rule", RULES, ids=str)
 

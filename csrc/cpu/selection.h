@@ -23,10 +23,12 @@ struct DigitCounts {
   int64_t tables[kTables][kDigits + 1] = {};  // the last: keys without a digit
 };
 
+constexpr int64_t kCollectedRoom = 16;
+
 template <class Real>
 struct SelectKernels {
   // Losses with keys above `high` are counted and summed; those from `low` to `high` are counted and, unless `collected`
-  // is null, copied there in their order.
+  // is null, copied there in their order, with room for kCollectedRoom more behind the last.
   Split (*split)(const Real* losses, int64_t n, Key<Real> low, Key<Real> high, Real* collected);
   // Counts (key - low) >> shift, where that is a digit.
   void (*tally)(const Real* losses, int64_t n, Key<Real> low, int shift, DigitCounts& counts);
