@@ -38,7 +38,7 @@ FOCAL_INLINE Key<Real> key_of(Real loss) {
 
 // How many are taken: by the ratio, or those above the threshold, whichever are more.
 struct HardestRule {
-  double keep_ratio = 0;  // in (0, 1], or 0 for none
+  double keep_ratio = 0;  // in (0, 1], or 0 for none; one of both is given
   double threshold = -1;  // >= 0, or negative for none
 
   // counted: how many of the losses count. The others are exactly 0 and come last.

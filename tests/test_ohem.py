@@ -117,6 +117,13 @@ def test_many_on_the_cpu(kind: str, keep_ratio: float, dtype: torch.dtype) -> No
     check(make(kind, 300_007, dtype, "cpu"), 300_007, (keep_ratio, None))
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.24, 0.25, 0.2501, 0.26, 0.9, 2.0])
+def test_the_larger_of_two_sets_on_the_cpu(threshold: float) -> None:
+    """Which of them is looked for first is what the sample suggests."""
+    check(torch.rand(200_003), 200_003, (0.75, threshold))
+    check(1 - torch.randint(0, 5, (200_003,)) / 4, 200_003, (0.6, threshold))
+
+
 @pytest.mark.parametrize("counted", [0, 1, 2, 1000, 4096])
 @rules
 def test_fewer_count_than_there_are(counted: int, rule: tuple, device: str) -> None:

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "cpu/prelude.h"
@@ -202,26 +203,28 @@ Hardest select_hardest(const Real* losses, int64_t n, double counted, const Hard
   if (n == 0 || !(counted > 0)) return none;
   const int64_t k = rule.by_ratio(counted, n);
   const Pieces<Real> all = cut(losses, n);
-  if (rule.threshold >= 0) {
-    const Key<Real> key = key_of(static_cast<Real>(rule.threshold));
-    const Split found = split(all, {key, key}, false, for_chunks).total;
-    if (found.above >= k) {
-      const auto taken = static_cast<double>(found.above);
-      return found.above == 0 ? none : Hardest{found.sum / taken, {key, -1, 1 / taken}};
-    }
-  }
-  if (k == 0) return none;
-
   Range<Real> range;
+  if (k > 0 && n >= kFewest) range = bracket(losses, n, k);
+
+  // The larger set wins: that of the threshold if the k-th largest is above it. What the sample suggests comes first.
+  const Key<Real> threshold = key_of(static_cast<Real>(rule.threshold));
+  const auto above_threshold = [&] {
+    const Split found = split(all, {threshold, threshold}, false, for_chunks).total;
+    const auto taken = static_cast<double>(found.above);
+    return std::pair(found.above, Hardest{found.sum / taken, {threshold, -1, 1 / taken}});
+  };
+  bool open = rule.threshold >= 0;
+  if (open && (k == 0 || threshold < range.high)) {
+    const auto [taken, found] = above_threshold();
+    if (taken >= k) return taken > 0 ? found : none;
+    open = false;
+  }
+
   int64_t rank = k;
   double sum = 0;
   const Pieces<Real>* pieces = &all;
   Pieces<Real> collected;
-  if (n >= kFewest) {
-    range = bracket(losses, n, rank);
-  } else {
-    narrow(all, rank, range, for_chunks);
-  }
+  if (n < kFewest) narrow(all, rank, range, for_chunks);
   Parts<Real> parts;
   for (;;) {
     parts = split(*pieces, range, range.low < range.high, for_chunks);
@@ -238,6 +241,7 @@ Hardest select_hardest(const Real* losses, int64_t n, double counted, const Hard
     }
     narrow(*pieces, rank, range, for_chunks);
   }
+  if (open && range.low > threshold) return above_threshold().second;
   rank -= parts.total.above;
   // The key of a NaN is a NaN, too.
   sum += parts.total.sum + static_cast<double>(rank) * static_cast<double>(bit_cast<Real>(range.low));
