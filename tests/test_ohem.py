@@ -251,6 +251,22 @@ def test_without_a_gradient_nothing_is_saved(device: str) -> None:
         assert hardest_mean(losses.requires_grad_(), number(100, device), 0.5, None).grad_fn is None
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rule", [(0.25, None), (None, 0.3), (0.25, 0.3)], ids=str)
+def test_a_captured_graph_chooses_anew(rule: tuple) -> None:
+    losses, counted = make("few values", 60_001, torch.float32, "cuda"), number(60_001, "cuda")
+    run(losses, counted, rule, number(1.0, "cuda"))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(losses, counted, rule, torch.ones((), device="cuda"))
+    for kind in ("a trained model's", "special"):
+        losses.copy_(make(kind, 60_001, torch.float32, "cuda"))
+        graph.replay()
+        for got, expected in zip(captured, run(losses, counted, rule, number(1.0, "cuda")), strict=True):
+            assert torch.equal(bits(got), bits(expected))
+
+
 # torch's expectations
 
 
