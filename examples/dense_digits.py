@@ -8,35 +8,22 @@ positive. Prints one table and writes demo.png. `python examples/dense_digits.py
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler counts memory below; its own messages are not wanted
-
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from digit_scenes import NUM_CLASSES, Scenes, make_scenes, split_digits
+import training
+from digit_scenes import BACKGROUND, IGNORED, NUM_CLASSES, Scenes
 from matplotlib import patheffects
-from tabulate import tabulate
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
 
 import focal_cuda
 
-BACKGROUND, IGNORED = NUM_CLASSES, 255  # labels of anchors, beside the classes 0 ... 9
-STRIDE = 4
 ANCHOR_SIZES = [(height, height * ratio) for height in (16, 22, 30, 40) for ratio in (0.45, 0.8)]
-ALPHA, GAMMA = 0.25, 2.0
 
 
 # --- the three classification losses: logits [N, C] of all anchors, labels [N] uint8 -> sum / positives ---------------
@@ -55,19 +42,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return (loss * (labels != IGNORED)[:, None]).sum() / positives(labels)
 
 
-def focal_in_python(logits: Tensor, labels: Tensor) -> Tensor:
+def focal_in_python(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
     targets = one_hot(labels)
     p = torch.sigmoid(logits)
     ce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p_t = p * targets + (1 - p) * (1 - targets)
-    alpha_t = ALPHA * targets + (1 - ALPHA) * (1 - targets)
-    loss = alpha_t * (1 - p_t) ** GAMMA * ce
+    alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
+    loss = alpha_t * (1 - p_t) ** gamma * ce
     return (loss * (labels != IGNORED)[:, None]).sum() / positives(labels)
 
 
-def focal_of_this_package(logits: Tensor, labels: Tensor) -> Tensor:
+def focal_of_this_package(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
     return focal_cuda.sigmoid_focal_loss(
-        logits, labels, ALPHA, GAMMA, "sum", ignore_index=IGNORED, background_index=BACKGROUND, normalizer="positives"
+        logits, labels, alpha, gamma, "sum", ignore_index=IGNORED, background_index=BACKGROUND, normalizer="positives"
     )
 
 
@@ -75,33 +62,28 @@ LOSSES = {"cross entropy": cross_entropy, "focal, Python": focal_in_python, "foc
 COLOURS = {"cross entropy": "#999999", "focal, Python": "#E69F00", "focal_cuda": "#0072B2"}
 
 
+def make_loss(name: str, options: argparse.Namespace) -> training.Loss:
+    loss = LOSSES[name]
+    return loss if loss is cross_entropy else partial(loss, alpha=options.alpha, gamma=options.gamma)
+
+
 # --- detector, anchors, matching -------------------------------------------------------------------------------------
 
 
 class Detector(nn.Module):
-    """Features at stride 4 with context from stride 8; per cell and anchor, class logits and box offsets."""
+    """Per cell of the backbone and anchor, class logits and box offsets."""
 
-    def __init__(self, width: int = 40, prior: float = 0.01) -> None:
+    def __init__(self, prior: float, width: int = 40) -> None:
         super().__init__()
-
-        def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-            conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-            return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-        self.fine = nn.Sequential(block(1, 16, 2), block(16, width, 2), block(width, width))
-        self.coarse = nn.Sequential(block(width, 2 * width, 2), *(block(2 * width, 2 * width) for _ in range(3)))
-        self.lateral = nn.Conv2d(2 * width, width, 1)
-        self.joint = block(width, width)
+        self.backbone = training.Backbone(width)
         self.classes = nn.Conv2d(width, len(ANCHOR_SIZES) * NUM_CLASSES, 1)
         self.boxes = nn.Conv2d(width, len(ANCHOR_SIZES) * 4, 1)
         # Every anchor starts out as "no digit, probably": otherwise the many negatives drown the first steps.
         nn.init.normal_(self.classes.weight, std=0.01)
-        nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))
+        focal_cuda.init_prior_bias_(self.classes, prior)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        fine = self.fine(images)
-        context = F.interpolate(self.lateral(self.coarse(fine)), size=fine.shape[-2:])
-        features = self.joint(fine + context)
+        features = self.backbone(images)
         # [B, A * K, H, W] -> [B, H * W * A, K], the order of make_anchors
         return tuple(
             head(features).permute(0, 2, 3, 1).reshape(len(images), -1, per_anchor)
@@ -111,7 +93,8 @@ class Detector(nn.Module):
 
 def make_anchors(size: int) -> Tensor:
     """[H * W * A, 4] boxes (x1, y1, x2, y2)."""
-    centers = torch.arange(size // STRIDE) * STRIDE + STRIDE / 2
+    stride = training.Backbone.stride
+    centers = torch.arange(size // stride) * stride + stride / 2
     y, x = torch.meshgrid(centers, centers, indexing="ij")
     half = torch.tensor(ANCHOR_SIZES).flip(1) / 2  # width, height
     middle = torch.stack([x, y], -1)[:, :, None]
@@ -166,7 +149,7 @@ class Detections(NamedTuple):
 def detect(model: Detector, images: Tensor, anchors: Tensor, keep: int = 100) -> list[Detections]:
     results = []
     for image in images.split(16):
-        for logits, offsets in zip(*model(image.float() / 255 - 0.4), strict=True):
+        for logits, offsets in zip(*model(image), strict=True):
             scores, flat = logits.sigmoid().flatten().topk(keep)
             labels, at = flat % NUM_CLASSES, flat // NUM_CLASSES
             boxes = decode(offsets[at], anchors[at])
@@ -211,85 +194,33 @@ def average_precision(detections: list[Detections], scenes: Scenes) -> float:
 class Run(NamedTuple):
     curve: list[float]
     precision: float
-    step_ms: float
-    loss_ms: float
-    loss_megabytes: float
+    costs: training.Costs
     detections: list[Detections]
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_megabytes(call: Callable[[], object], device: torch.device) -> float:
-    """The most memory the call held beyond what was there before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        call()
-    held = peak = 0
-    events = profiler.profiler.kineto_results.events()
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
-
-
-def measure_loss(loss: Callable, logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Milliseconds and megabytes of the loss alone, forward and backward."""
-    logits = logits.detach().requires_grad_()
-
-    def once() -> None:
-        logits.grad = None
-        loss(logits, labels).backward()
-
-    times = []
-    for _ in range(9):
-        synchronize(logits.device)
-        start = time.perf_counter()
-        once()
-        synchronize(logits.device)
-        times.append(time.perf_counter() - start)
-    logits.grad = None
-    return 1e3 * statistics.median(times), peak_megabytes(once, logits.device)
 
 
 def train(name: str, options: argparse.Namespace, scenes: Scenes, held_out: Scenes) -> Run:
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
-    model = Detector().to(device)
+    model = Detector(options.prior).to(device)
+    class_loss = make_loss(name, options)
     anchors = make_anchors(options.size)
     labels, boxes = (tensor.to(device) for tensor in match(anchors, scenes))
     anchors, images = anchors.to(device), scenes.images.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=options.steps, pct_start=0.2)
-    curve, times = [], []
-    for _ in (progress := tqdm(range(options.steps), desc=f"{name:>14}", unit="step", mininterval=0.5)):
-        synchronize(device)
-        start = time.perf_counter()
-        batch = torch.randint(len(images), (options.batch,)).to(device)
-        logits, offsets = model(images[batch].float() / 255 - 0.4)
+
+    def losses_of(batch: Tensor) -> tuple[Tensor, Tensor]:
+        logits, offsets = model(images[batch])
         label = labels[batch].flatten()
-        loss = LOSSES[name](logits.flatten(0, 1), label)
+        loss = class_loss(logits.flatten(0, 1), label)
         at = label < NUM_CLASSES
         wanted = encode(boxes[batch].flatten(0, 1)[at], anchors.repeat(options.batch, 1)[at])
-        box_loss = F.smooth_l1_loss(offsets.flatten(0, 1)[at], wanted, beta=0.5)
-        optimizer.zero_grad()
-        (loss + box_loss).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        schedule.step()
-        curve.append(loss.item())
-        times.append(time.perf_counter() - start)
-        progress.set_postfix(loss=f"{statistics.mean(curve[-20:]):.3f}", refresh=False)
-    loss_ms, megabytes = measure_loss(LOSSES[name], logits.flatten(0, 1), label)
-    detections = detect(model.eval(), held_out.images.to(device), anchors)
-    precision = average_precision(detections, held_out)
-    return Run(curve, precision, 1e3 * statistics.median(times), loss_ms, megabytes, detections)
+        return loss, loss + F.smooth_l1_loss(offsets.flatten(0, 1)[at], wanted, beta=0.5)
+
+    curve, step_ms = training.train(name, model, losses_of, options)
+    with torch.no_grad():
+        logits = model.eval()(images[: options.batch])[0].flatten(0, 1)
+    costs = training.measure(class_loss, logits, labels[: options.batch].flatten(), step_ms)
+    detections = detect(model, held_out.images.to(device), anchors)
+    return Run(curve, average_precision(detections, held_out), costs, detections)
 
 
 # --- the picture -----------------------------------------------------------------------------------------------------
@@ -317,15 +248,7 @@ def draw(runs: dict[str, Run], held_out: Scenes, path: Path) -> None:
             axis.legend()
         axis.grid(alpha=0.3)
 
-    bars = axes[2]
-    bars.set(title="time and memory of the loss alone, forward and backward", xscale="log")
-    rows = [(name, run.loss_ms, run.loss_megabytes) for name, run in runs.items()]
-    for i, (name, ms, megabytes) in enumerate(rows):
-        bars.barh(i, ms, color=COLOURS[name])
-        bars.text(ms * 1.08, i, f"{ms:.1f} ms, {megabytes:.0f} MB", va="center")
-    bars.set_yticks(range(len(rows)), [row[0] for row in rows])
-    bars.set_xlim(right=max(row[1] for row in rows) * 8)
-    bars.set_xlabel("milliseconds (logarithmic)")
+    training.draw_costs(axes[2], {name: run.costs for name, run in runs.items()}, COLOURS)
 
     best = "focal_cuda" if "focal_cuda" in runs else next(iter(runs))
     right.suptitle(f"held-out scenes, detected by the model trained with {best} (true boxes dashed)")
@@ -345,34 +268,12 @@ def draw(runs: dict[str, Run], held_out: Scenes, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES), metavar="LOSS", help=f"of {list(LOSSES)}"
-    )
-    parser.add_argument("--steps", type=int, default=600, help="training steps per loss")
-    parser.add_argument("--batch", type=int, default=11, help="scenes per step")
-    parser.add_argument("--scenes", type=int, default=600, help="training scenes")
-    parser.add_argument("--held-out", type=int, default=120, help="scenes to measure the detection on")
-    parser.add_argument("--size", type=int, default=144, help="width and height of a scene in pixels, a multiple of 8")
-    usable = torch.cuda.is_available() and focal_cuda.is_available("cuda")
-    parser.add_argument("--device", default="cuda" if usable else "cpu", help="cpu or cuda")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and batches; scenes have seeds of their own")
-    parser.add_argument("--output", type=Path, default=Path("demo.png"), help="where the picture goes")
-    options = parser.parse_args()
-    if options.size % 8:
-        parser.error(f"expected --size to be a multiple of 8, got {options.size}")
-    return options
-
-
 def main() -> None:
-    options = parse_arguments()
-    digits, held_out_digits = split_digits(seed=0)
-    print(f"making {options.scenes} training and {options.held_out} held-out scenes of {options.size} pixels")
-    scenes = make_scenes(digits, options.scenes, options.size, seed=1)
-    held_out = make_scenes(held_out_digits, options.held_out, options.size, seed=2)
+    parser = training.make_parser(__doc__, LOSSES, "demo.png", steps=600, batch=11, learning_rate=1e-2)
+    parser.add_argument("--alpha", type=float, default=0.25, help="of the focal losses")
+    parser.add_argument("--prior", type=float, default=0.01, help="what the probability of every class starts at")
+    options = training.parse(parser)
+    scenes, held_out = training.make_data(options)
     labels, _ = match(make_anchors(options.size), scenes)
     share = (labels != IGNORED).sum() / (labels < NUM_CLASSES).sum()
     print(
@@ -381,21 +282,15 @@ def main() -> None:
     )
     runs = {name: train(name, options, scenes, held_out) for name in options.losses}
 
-    baseline = runs.get("focal, Python")
-    rows = [
-        [
-            name,
-            f"{statistics.mean(run.curve[-20:]):.4f}",
-            f"{run.precision:.3f}",
-            f"{run.step_ms:.0f}",
-            f"{run.loss_ms:.2f}",
-            f"{baseline.loss_ms / run.loss_ms:.1f}x" if baseline else "",
-            f"{run.loss_megabytes:.1f}",
-        ]
-        for name, run in runs.items()
-    ]
-    headers = ["loss", "final loss", "AP@0.5", "ms per step", "ms in the loss", "speed-up", "peak MB of the loss"]
-    print("\n" + tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * 6))
+    columns = {
+        "final loss": lambda run: f"{statistics.mean(run.curve[-20:]):.4f}",
+        "AP@0.5": lambda run: f"{run.precision:.3f}",
+        **training.COST_COLUMNS,
+    }
+    if "focal, Python" in runs:
+        baseline = runs["focal, Python"].costs.loss_ms
+        columns["speed-up"] = lambda run: f"{baseline / run.costs.loss_ms:.1f}x"
+    training.print_table(runs, columns)
     print(
         "\nAP@0.5: detection on held-out scenes, 1 is perfect. Time and memory of a loss: its forward and backward.\n"
         "The two focal losses are one function; what differs is rounding, which training amplifies. Cross entropy\n"

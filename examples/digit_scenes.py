@@ -1,4 +1,4 @@
-"""Scenes to detect digits in: real handwritten digits, enlarged and pasted on noise and clutter.
+"""Scenes to find digits in: real handwritten digits, enlarged and pasted on noise and clutter.
 
 The digits are the 1797 images of 8 x 8 pixels that come with scikit-learn; nothing is downloaded.
 Lines and rings make the background hard, as a street makes it hard to find a car.
@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 NUM_CLASSES = 10
+BACKGROUND, IGNORED = NUM_CLASSES, 255  # labels of anchors and pixels, beside the classes 0 ... 9
 
 
 class Digits(NamedTuple):
@@ -26,6 +27,7 @@ class Scenes(NamedTuple):
     images: Tensor  # [scenes, 1, size, size] uint8
     boxes: list[Tensor]  # per scene [digits, 4]: x1, y1, x2, y2 in pixels
     labels: list[Tensor]  # per scene [digits]: 0 ... 9
+    masks: Tensor  # [scenes, size, size] uint8: a digit's ink, BACKGROUND, or IGNORED around ink
 
 
 def split_digits(seed: int, held_out_fraction: float = 0.25) -> tuple[Digits, Digits]:
@@ -43,21 +45,23 @@ def split_digits(seed: int, held_out_fraction: float = 0.25) -> tuple[Digits, Di
 def make_scenes(digits: Digits, count: int, size: int, seed: int, max_digits: int = 5) -> Scenes:
     """``count`` square grey scenes of ``size`` pixels with 1 to ``max_digits`` digits each."""
     rng = np.random.default_rng(seed)
-    images, boxes, labels = [], [], []
+    images, boxes, labels, masks = [], [], [], []
     for _ in range(count):
         image = _background(rng, size)
         _add_strokes(rng, image)
+        mask = np.full(image.shape, BACKGROUND, np.uint8)
         taken: list[tuple[int, int, int, int]] = []
         found = []
         for _ in range(rng.integers(1, max_digits + 1)):
             i = rng.integers(len(digits.images))
-            if _paste(rng, image, digits.images[i], taken):
+            if _paste(rng, image, mask, digits.images[i], digits.labels[i], taken):
                 found.append(int(digits.labels[i]))
         image += rng.normal(0.0, 0.04, image.shape).astype(np.float32)
         images.append(torch.from_numpy((image.clip(0, 1) * 255).astype(np.uint8)))
         boxes.append(torch.tensor(taken, dtype=torch.float32).view(-1, 4))
         labels.append(torch.tensor(found, dtype=torch.int64))
-    return Scenes(torch.stack(images)[:, None], boxes, labels)
+        masks.append(torch.from_numpy(mask))
+    return Scenes(torch.stack(images)[:, None], boxes, labels, _ignore_borders(torch.stack(masks)))
 
 
 def _crop_to_ink(image: np.ndarray) -> np.ndarray:
@@ -94,7 +98,9 @@ def _add_strokes(rng: np.random.Generator, image: np.ndarray) -> None:
         image += rng.uniform(0.2, 0.6) * ink * (1 - image).clip(0, 1)
 
 
-def _paste(rng: np.random.Generator, image: np.ndarray, digit: np.ndarray, taken: list) -> bool:
+def _paste(
+    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, digit: np.ndarray, label: int, taken: list
+) -> bool:
     """Put the digit where it touches nothing in ``taken`` and note its box there; False where no room was found."""
     size = len(image)
     scale = np.exp(rng.uniform(np.log(2.2), np.log(4.5)))
@@ -104,8 +110,17 @@ def _paste(rng: np.random.Generator, image: np.ndarray, digit: np.ndarray, taken
         x1, y1 = (int(v) for v in rng.integers(1, (size - width, size - height)))
         x2, y2 = x1 + width, y1 + height
         if all(x2 + 2 < a1 or a2 + 2 < x1 or y2 + 2 < b1 or b2 + 2 < y1 for a1, b1, a2, b2 in taken):
-            ink = _resize(digit, height, width) * rng.uniform(0.6, 1.0)
+            ink = _resize(digit, height, width)
+            mask[y1:y2, x1:x2][ink > 0.5] = label
+            ink = ink * rng.uniform(0.6, 1.0)
             image[y1:y2, x1:x2] += ink * (1 - image[y1:y2, x1:x2]).clip(0, 1)
             taken.append((x1, y1, x2, y2))
             return True
     return False
+
+
+def _ignore_borders(masks: Tensor, width: int = 2) -> Tensor:
+    """Where ink fades, nobody could say what a pixel is: ``width`` pixels around digits are ignored."""
+    ink = masks != BACKGROUND
+    near = F.max_pool2d(ink[:, None].float(), 2 * width + 1, 1, width)[:, 0] > 0
+    return torch.where(near & ~ink, torch.tensor(IGNORED, dtype=torch.uint8), masks)
