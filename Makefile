@@ -35,7 +35,7 @@ INHERIT := $(PYTHON) -c 'import sys, sysconfig; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build install demo test pytest cpp-test lint format bench sass sanitize clean
+.PHONY: help build install demo segment test pytest cpp-test lint format bench sass sanitize clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ help:  ## this list
 
 demo: install  ## set up, then train a detector with three losses; writes demo.png (DEMO_FLAGS=--help)
 	$(PY) examples/dense_digits.py $(DEMO_FLAGS)
+
+segment: install  ## the same for a segmentation network; writes segment.png
+	$(PY) examples/segment_digits.py $(DEMO_FLAGS)
 
 test: install  ## set up, then every test: pytest, C++ tests, lint
 	@$(MAKE) --no-print-directory pytest cpp-test lint

@@ -26,7 +26,7 @@ def table(printed: str) -> dict[str, dict[str, str]]:
     return {line[0]: dict(zip(header, line, strict=True)) for line in lines if line[0] in LOSSES}
 
 
-LOSSES = ("cross entropy", "focal, Python", "focal_cuda")
+LOSSES = ("cross entropy", "focal, Python", "focal_cuda", "focal", "focal + OHEM")
 
 
 def check_picture(path: Path) -> None:
@@ -41,6 +41,18 @@ def test_dense_digits_trains_with_three_losses(tmp_path: Path) -> None:
     assert final["focal_cuda"] == pytest.approx(final["focal, Python"], rel=2e-4)
     assert {"AP@0.5", "ms per step", "ms in the loss", "peak MB of the loss", "speed-up"} < set(rows["focal_cuda"])
     check_picture(tmp_path / "demo.png")
+
+
+def test_segment_digits_trains_with_three_losses(tmp_path: Path) -> None:
+    printed = run("segment_digits.py", *SMALL, "--keep-ratio", "0.2", cwd=tmp_path)
+    rows = table(printed)
+    assert set(rows) == {"cross entropy", "focal", "focal + OHEM"}
+    for row in rows.values():
+        assert 0 <= float(row["mean IoU of digits"]) <= 1 and 0 <= float(row["background accuracy"]) <= 1
+        assert {"ms per step", "ms in the loss", "peak MB of the loss"} < set(row)
+    assert float(rows["focal"]["peak MB of the loss"]) < float(rows["cross entropy"]["peak MB of the loss"])
+    assert re.search(r"[\d.]+% of the pixels are background", printed)
+    check_picture(tmp_path / "segment.png")
 
 
 def test_masks_of_scenes() -> None:
@@ -62,7 +74,7 @@ def test_masks_of_scenes() -> None:
         assert (mask == digit_scenes.BACKGROUND).all()
 
 
-@pytest.mark.parametrize("example", ["dense_digits.py"])
+@pytest.mark.parametrize("example", ["dense_digits.py", "segment_digits.py"])
 def test_examples_offer_options(example: str, tmp_path: Path) -> None:
     text = run(example, "--help", cwd=tmp_path)
     for option in ("--steps", "--losses", "--device", "--seed", "--size", "--output", "--learning-rate", "--gamma"):
