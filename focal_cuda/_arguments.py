@@ -11,7 +11,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from . import _ops, _values
+from . import _ops
 
 SIGMOID = "sigmoid_focal_loss"
 SOFTMAX = "softmax_focal_loss"
@@ -195,20 +195,15 @@ def check_ohem(op: str, keep_ratio: object, threshold: object, reduction: str, n
         )
 
 
-def check_scores(op: str, logits: Tensor, targets: Tensor, scores: object) -> Tensor | None:
-    """Scores of class index targets; on the CPU their values, too."""
-    if scores is None:
-        return None
+def check_scores(op: str, logits: Tensor, targets: Tensor, scores: object) -> Tensor:
+    """Scores of class index targets."""
     if not isinstance(scores, Tensor) or scores.shape != targets.shape or targets.dim() == logits.dim():
         got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(
-            f"{op}: expected scores of the class index targets' shape {list(targets.shape)}, got {got}; pass one score "
-            "per target, or dense targets and no scores."
+            f"{op}: expected scores of the class index targets' shape, got {got} with targets {list(targets.shape)}; "
+            "pass one score per target, or dense targets and no scores."
         )
-    scores = check_floating(op, "scores", logits, scores)
-    if _values.on_cpu(scores):
-        _values.check_numbers(op, "scores", scores, most=1.0)
-    return scores
+    return check_floating(op, "scores", logits, scores)
 
 
 def check_normalizer(

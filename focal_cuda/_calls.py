@@ -55,7 +55,7 @@ def compute(
     gammas = None
     if type(gamma) is not float or not 0.0 <= gamma < math.inf:
         if isinstance(gamma, Tensor):
-            gamma, gammas = 0.0, _weights.check_gamma_tensor(op, logits, gamma, class_dim, gamma_by_class)
+            gamma, gammas = 0.0, _weights.check_gamma_tensor(op, gamma_name, logits, gamma, class_dim, gamma_by_class)
             fused = fused and (loss == "focal" or gammas.dim() == 0)
         else:
             gamma = _arguments.check_number(op, gamma_name, gamma, 0.0, math.inf, "0 is cross entropy")
@@ -77,9 +77,8 @@ def compute(
         _check_targets(op, family, logits, targets, class_dim, ignore_index, background_index, loss in HARD)
     if wanted:
         _values.check_numbers(op, "normalizer", divisor)
-        _values.check_numbers(op, "gamma", gammas)
+        _values.check_numbers(op, gamma_name, gammas)
         _values.check_numbers(op, "sample_weight", sample_weight, -math.inf)
-        _values.check_numbers(op, "scores", scores, most=1.0)
     parts = _ops.NO_PARTS
     if not (vector is None and gammas is None and sample_weight is None and scores is None):
         parts = _ops.Parts(vector, gammas, sample_weight, scores)
@@ -91,7 +90,12 @@ def compute(
     call = _ops.Call(op, family, oracle or op, policy, scale, numbers, options)
     if not fused:
         return call.composite_loss(logits, targets)
-    return _ops.focal_loss(logits, targets, parts, divisor, call)
+    if op == family or torch.compiler.is_compiling():
+        return _ops.focal_loss(logits, targets, parts, divisor, call)
+    try:
+        return _ops.focal_loss(logits, targets, parts, divisor, call)
+    except (IndexError, ValueError) as error:  # of a bad target: the kernels know the operators alone
+        raise type(error)(str(error).replace(family, op, 1)) from None
 
 
 def _check_targets(

@@ -269,5 +269,8 @@ def focal_loss(logits: Tensor, targets: Tensor, parts: Parts, normalizer: Tensor
         return forward(logits, targets, *parts, normalizer, call.scale, *call.numbers, False)[0]
     if torch.compiler.is_compiling():
         # A graph cannot hand memory from forward to backward for good: recomputing moves less than a scaled copy.
-        return FocalFunction.apply(logits, targets, *parts, normalizer, call._replace(policy="backward"))
+        # + 0: dynamo takes up every number here, not within the first Function, where a second one would not find it.
+        numbers = Numbers(*[number + 0 for number in call.numbers])
+        call = call._replace(policy="backward", scale=call.scale + 0, numbers=numbers)
+        return FocalFunction.apply(logits, targets, *parts, normalizer, call)
     return _apply(logits, targets, *parts, normalizer, call)

@@ -30,6 +30,7 @@ def of_elements(
     background_index: int | None,
     mask: object,
     scores: object = None,
+    validate: bool | None = None,
     by_class: tuple[object, ...] = (),
 ) -> Targets:
     """Of a one-vs-all loss. by_class: what may have a number for each class."""
@@ -43,6 +44,11 @@ def of_elements(
             class_dim = _arguments.check_class_dim(op, logits, class_dim)
     if scores is not None:
         scores = _arguments.check_scores(op, logits, targets, scores)
+        if _values.on_cpu(scores) or _values.wanted(validate):
+            # Those of no class are not looked at, whatever they are.
+            of_class = (targets >= 0) & (targets < logits.shape[class_dim]) & (targets != ignore_index)
+            of_class = of_class if background_index is None else of_class & (targets != background_index)
+            _values.check_numbers(op, "scores", torch.where(of_class, scores, 0.0), most=1.0)
     told = Targets(targets, class_dim, ignore_index, scores)
     if mask is None:
         return told

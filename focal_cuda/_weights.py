@@ -21,16 +21,16 @@ def check_class_vector(op: str, name: str, logits: Tensor, vector: Tensor, class
     return _arguments.check_floating(op, name, logits, vector).contiguous()
 
 
-def check_gamma_tensor(op: str, logits: Tensor, gamma: Tensor, class_dim: int, by_class: bool) -> Tensor:
+def check_gamma_tensor(op: str, name: str, logits: Tensor, gamma: Tensor, class_dim: int, by_class: bool) -> Tensor:
     """A tensor of one number, or of one for each class where the loss takes that."""
     if gamma.dim() == 0:
-        return _arguments.check_floating(op, "gamma", logits, gamma)
+        return _arguments.check_floating(op, name, logits, gamma)
     if not by_class:
         raise ValueError(
-            f"{op}: expected gamma to be one number, got a tensor of shape {list(gamma.shape)}; "
+            f"{op}: expected {name} to be one number, got a tensor of shape {list(gamma.shape)}; "
             "pass a number or a 0-d tensor."
         )
-    return check_class_vector(op, "gamma", logits, gamma, class_dim)
+    return check_class_vector(op, name, logits, gamma, class_dim)
 
 
 def sigmoid_weights(

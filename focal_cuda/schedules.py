@@ -157,7 +157,7 @@ def _with_gamma(module: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
                 f"GammaSchedule: expected modules, got {type(given).__name__}; pass the loss, or a list of losses."
             )
         losses = [part for part in given.modules() if _is_ours(part) and hasattr(part, "gamma")]
-        if not losses and not hasattr(given, "gamma"):
+        if not losses and (isinstance(given, GaussianFocalLoss) or not hasattr(given, "gamma")):
             raise ValueError(
                 f"GammaSchedule: expected a module with a gamma, got {type(given).__name__}, which has none and no "
                 "focal loss inside; pass the loss."

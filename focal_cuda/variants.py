@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from . import _arguments, _calls, _targets, _weights
@@ -46,7 +47,7 @@ def quality_focal_loss(
         logits: as for :func:`sigmoid_focal_loss`.
         targets: dense, in [0, 1]; or class index with ``scores``.
         scores: of the class index targets' shape, in [0, 1]: t at the labelled class; it is 0 at every other. Without
-            them a label's t is 1. They are not made dense.
+            them a label's t is 1. They are not made dense; those of ignored and background labels are not looked at.
         beta: >= 0; 0 is binary cross entropy. A number or a 0-d tensor on the logits' device.
         reduction, class_dim, ignore_index, background_index, sample_weight, mask, normalizer, gradient, validate: as
             for :func:`sigmoid_focal_loss`. Positives are labelled rows, or dense targets > 0.
@@ -426,7 +427,8 @@ def normalized_focal_loss(
 
     Numerics: as the focal loss; the gradient goes through both sums.
 
-    Cost: two sums, each with its gradient: twice the focal loss, and their gradients are added.
+    Cost: two passes over the logits forward and two backward, each of which writes a gradient; those are added, of half
+    types after being rounded. ``gradient="auto"`` is ``"backward"``: before that nobody knows what multiplies them.
 
     Equivalent to::
 
@@ -445,14 +447,14 @@ def normalized_focal_loss(
     common = {
         "gamma": gamma, "reduction": "sum", "class_dim": class_dim, "ignore_index": ignore_index,
         "background_index": background_index, "sample_weight": sample_weight, "mask": mask, "normalizer": None,
-        "gradient": gradient, "validate": validate,
+        "gradient": "backward" if gradient == "auto" else gradient, "validate": validate,
     }  # fmt: skip
     oracle = SOFTMAX if activation == "softmax" else SIGMOID
     losses = _by_activation(op, activation, logits, targets, alpha, loss="focal", oracle=oracle, own={}, **common)
     factors = _by_activation(
         op, activation, logits, targets, None, loss="modulator", oracle="modulating_factors", own={}, **common
     )
-    return losses / factors.clamp(min=math.ulp(0.0) if factors.dtype.itemsize == 8 else 2.0**-126)
+    return losses / factors.clamp(min=torch.finfo(factors.dtype).tiny)
 
 
 def _elements(
@@ -465,13 +467,14 @@ def _elements(
     background_index: int | None,
     mask: Tensor | None,
     own: dict,
+    validate: bool | None,
     scores: Tensor | None = None,
     **common,
 ) -> Tensor:
     """A loss of elements. own: what the composite takes besides what all do."""
     told = _targets.of_elements(
         op, logits, targets, class_dim=class_dim, ignore_index=ignore_index, background_index=background_index,
-        mask=mask, scores=scores,
+        mask=mask, scores=scores, validate=validate,
     )  # fmt: skip
     options = {
         **own, "reduction": common["reduction"], "class_dim": told.class_dim, "ignore_index": told.ignore_index,
@@ -483,7 +486,7 @@ def _elements(
         options["background_index"] = background_index
     return _calls.compute(
         op, SIGMOID, logits, told.targets, class_dim=told.class_dim, ignore_index=told.ignore_index,
-        background_index=background_index, scores=told.scores, options=options, **common,
+        background_index=background_index, scores=told.scores, validate=validate, options=options, **common,
     )  # fmt: skip
 
 

@@ -12,6 +12,19 @@ import torch.nn.functional as F
 from cases import DTYPES, Shape, make_dense, make_index, make_logits, make_soft, make_trained_logits, of_each_class
 from torch import Tensor
 
+SIGMOID, SOFTMAX = "sigmoid_focal_loss", "softmax_focal_loss"
+QUALITY, VARIFOCAL, GAUSSIAN = "quality_focal_loss", "varifocal_loss", "gaussian_focal_loss"
+ASYMMETRIC, POLY, REDUCED, NORMALIZED = (
+    "asymmetric_loss",
+    "poly_focal_loss",
+    "reduced_focal_loss",
+    "normalized_focal_loss",
+)
+ALL = [QUALITY, VARIFOCAL, GAUSSIAN, ASYMMETRIC, POLY, REDUCED, NORMALIZED]
+BY_ACTIVATION = [POLY, REDUCED, NORMALIZED]
+# Which exponent a tensor on the device may be; of all others gamma.
+ON_DEVICE = {QUALITY: "beta", GAUSSIAN: "alpha", ASYMMETRIC: "gamma_negative"}
+
 # Small, for the emulation; each a regime of cases.py.
 SHAPES = [
     Shape((5, 3)),
@@ -149,3 +162,24 @@ def name_of(value: object) -> str:
     if isinstance(value, dict):
         return "-".join(str(v).removeprefix("torch.") for v in value.values() if v is not None)
     return str(value).split("_")[0]
+
+
+def labels_and_logits(shape: Shape, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    targets = make_index(shape, device=device)
+    return targets, make_logits_for(targets, shape)
+
+
+def call_of(
+    op: str, shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Logits, targets and options of a loss, with tensors for all it may have beside gamma."""
+    targets, x = labels_and_logits(shape, device)
+    options: dict[str, Any] = {"sample_weight": torch.rand(shape.positions, dtype=dtype, device=device) + 0.5}
+    if op == GAUSSIAN:
+        targets = make_dense(shape.size, device=device, soft=True)
+        options["sample_weight"] = options["sample_weight"].unsqueeze(1)
+    if op in (QUALITY, VARIFOCAL):
+        options["scores"] = torch.rand(targets.shape, device=device)
+    if op in BY_ACTIVATION:
+        options["alpha"] = of_each_class(shape, dtype, device)
+    return x.to(dtype), targets, options

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tolerance import assert_close, grad_bound, loss_bound
+from tolerance import assert_close, grad_bound, loss_bound, precision
 from torch import Tensor
 
 import focal_cuda
@@ -132,7 +132,7 @@ def sizes(op: str, logits: Tensor, targets: Tensor, upstream: Tensor, expected: 
         made_of = oracle(op, logits, targets, upstream=upstream, **options | {"epsilon": -options["epsilon"]})
         return Result(made_of.loss.abs(), made_of.grad.abs())
     if op == "normalized_focal_loss":
-        return Result(expected.loss.abs(), _size_of_normalized(logits, targets, upstream, expected, **options))
+        return Result(2 * expected.loss.abs(), _size_of_normalized(logits, targets, upstream, expected, **options))
     dim = options.get("class_dim", 1)
     smoothed = options.get("label_smoothing", 0) > 0
     if is_softmax(op, options):
@@ -171,7 +171,12 @@ def _sizes_of_elements(
     near = torch.where(vanishing, reach * unit.abs(), 0.0).nan_to_num(0.0)
     near = near if loss.dim() or not logits.dim() else near.sum()
     of_loss = expected.loss.abs() + (near if op in OF_DIFFERENCES else 0.0)
-    return Result(of_loss, expected.grad.abs() + torch.where(vanishing, reach * bend.abs(), 0.0).nan_to_num(0.0))
+    of_grad = reach * bend.abs()
+    if op == "asymmetric_loss":
+        # Of a hopeless negative p q underflows before the gradient, which is so many times that, does.
+        limits, times = precision(logits.dtype), slope.detach().abs() / (p.sigmoid() * (-p).sigmoid())
+        of_grad = of_grad + times.nan_to_num(0.0, 0.0) * limits.tiny / limits.relative
+    return Result(of_loss, expected.grad.abs() + torch.where(vanishing, of_grad, 0.0).nan_to_num(0.0))
 
 
 def _size_of_soft_softmax(
@@ -202,14 +207,19 @@ def _size_of_soft_softmax(
 
 
 def _size_of_normalized(logits: Tensor, targets: Tensor, upstream: Tensor, expected: Result, **options: Any) -> Tensor:
-    """Of a quotient's gradient: that of the numerator, and that of the denominator."""
+    """Of a quotient's gradient: that of the numerator, and that of the denominator. Both sums are off, and half types
+    round each of the two."""
     activation = options.pop("activation", "sigmoid")
     op = f"{activation}_focal_loss"
     options = {"alpha": None} | options
     numerator = oracle(op, logits, targets, reduction="sum", **options).loss
     denominator = divide(numerator, expected.loss)
     of_numerator = oracle(op, logits, targets, reduction="sum", normalizer=denominator, upstream=upstream, **options)
-    return of_numerator.grad.abs() + (expected.grad - of_numerator.grad).abs()
+    parts = of_numerator.grad.abs() + (expected.grad - of_numerator.grad).abs()
+    if logits.dtype not in (torch.float16, torch.bfloat16):
+        return 3 * parts
+    info = torch.finfo(logits.dtype)
+    return 3 * parts + (info.eps * parts + info.smallest_normal * info.eps) / precision(logits.dtype).relative
 
 
 def bits(x: Tensor) -> Tensor:

@@ -171,6 +171,19 @@ def test_compile_without_a_graph_break(op: str, reduction: str, gradient: str, d
     assert len(compilations) == 1, "another batch size compiled again"
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_of_several_losses_in_one_graph(dynamic: bool, device: str) -> None:
+    """What dynamo took up within the first loss, the second did not find."""
+
+    def f(x: Tensor, targets: Tensor) -> Tensor:
+        return sum(loss_of(op, x * 2, targets) for op in (*OPS, *OPS))
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    logits, targets = batch((6, 5), device=device)
+    expected = value_and_grad(lambda x: f(x, targets), logits)
+    assert_same(value_and_grad(lambda x: compiled(x, targets), logits), expected)
+
+
 @ops
 def test_compile_of_everything_at_once(op: str, device: str) -> None:
     """A vector of alpha, a normalizer on the device, channels last, half precision, through the real compiler."""

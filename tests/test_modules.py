@@ -1,4 +1,4 @@
-"""SigmoidFocalLoss and SoftmaxFocalLoss: the functions with their options kept."""
+"""The losses as modules: the functions with their options kept."""
 
 from __future__ import annotations
 
@@ -6,10 +6,25 @@ import copy
 import inspect
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import Shape
+from combinations import (
+    ASYMMETRIC,
+    BY_ACTIVATION,
+    GAUSSIAN,
+    NORMALIZED,
+    POLY,
+    QUALITY,
+    REDUCED,
+    SIGMOID,
+    SOFTMAX,
+    VARIFOCAL,
+    call_of,
+)
 from torch import Tensor, nn
 
 import focal_cuda
@@ -215,3 +230,91 @@ def test_the_package_says_what_it_is() -> None:
     assert info["torch_target"] == "2.11"
     assert focal_cuda.__version__.count(".") == 2
     assert set(focal_cuda.__all__) <= set(dir(focal_cuda))
+
+
+# --- every loss ------------------------------------------------------------------------------------------------------
+
+MODULES = {
+    "SigmoidFocalLoss": SIGMOID,
+    "SoftmaxFocalLoss": SOFTMAX,
+    "QualityFocalLoss": QUALITY,
+    "VarifocalLoss": VARIFOCAL,
+    "GaussianFocalLoss": GAUSSIAN,
+    "AsymmetricLoss": ASYMMETRIC,
+    "PolyFocalLoss": POLY,
+    "ReducedFocalLoss": REDUCED,
+    "NormalizedFocalLoss": NORMALIZED,
+}
+modules = pytest.mark.parametrize("name", MODULES)
+
+
+def module_and_batch(name: str, device: str = "cpu") -> tuple[nn.Module, dict, Tensor, Tensor, dict]:
+    """A module with an option of each kind, those options, a batch, and what is given with it."""
+    op = MODULES[name]
+    x, targets, given = call_of(op, Shape((6, 5)), device)
+    kept: dict[str, Any] = {"ignore_index": 7}
+    targets = targets.where(targets != -100, 7)
+    if op in (SIGMOID, SOFTMAX, *BY_ACTIVATION):
+        given.pop("alpha", None)
+        kept |= {"alpha": [0.1, 0.2, 0.3, 0.4, 0.5], "gamma": torch.tensor(1.5)}
+    if op == NORMALIZED:
+        kept["activation"] = "softmax"
+    else:
+        kept["reduction"] = "sum"
+    return getattr(focal_cuda, name)(**kept).to(device), kept, x, targets, given
+
+
+@modules
+def test_a_module_is_its_function_with_options_kept(name: str, device: str) -> None:
+    module, kept, x, targets, given = module_and_batch(name, device)
+    function = getattr(focal_cuda, MODULES[name])
+    told = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in kept.items()}
+    told = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in told.items()}
+    mask = torch.rand(6, device=device) < 0.7
+    for further in ({}, given, {"mask": mask}):
+        assert torch.equal(module(x, targets, **further), function(x, targets, **told, **further))
+    if "scores" in given:
+        assert torch.equal(module(x, targets, given["scores"]), module(x, targets, scores=given["scores"]))
+    if name != "NormalizedFocalLoss":
+        n = torch.tensor(3.0, device=device)
+        assert torch.equal(module(x, targets, normalizer=n), function(x, targets, **told, normalizer=n))
+
+
+@modules
+def test_tensors_of_a_module_are_buffers(name: str) -> None:
+    module, kept, x, targets, given = module_and_batch(name)
+    tensors = {k for k, v in kept.items() if isinstance(v, (Tensor, list))}
+    assert set(dict(module.named_buffers())) == set(module.state_dict()) == tensors
+    assert not list(module.parameters())
+    expected = module(x, targets, **given)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x, targets, **given), expected) and repr(twin) == repr(module)
+        for buffer in twin.buffers():
+            buffer.zero_()
+        assert torch.equal(module(x, targets, **given), expected)
+    if tensors:
+        file = io.BytesIO()
+        torch.save(module.state_dict(), file)
+        file.seek(0)
+        fresh = getattr(focal_cuda, name)(**kept | {"alpha": [1.0] * 5, "gamma": torch.tensor(0.0)})
+        assert not torch.equal(fresh(x, targets, **given), expected)
+        fresh.load_state_dict(torch.load(file, weights_only=True))
+        assert torch.equal(fresh(x, targets, **given), expected)
+
+
+@modules
+def test_a_module_says_what_it_does(name: str) -> None:
+    module, kept, *_ = module_and_batch(name)
+    text = repr(module)
+    assert text.startswith(f"{name}(") and "ignore_index=7" in text
+    assert "alpha" not in kept or ("alpha=tensor([5])" in text and "gamma=tensor(1.5)" in text)
+    assert "ignore_index" not in repr(getattr(focal_cuda, name)())
+
+
+@modules
+def test_wrong_arguments_of_a_module(name: str) -> None:
+    with pytest.raises(TypeError, match="gama"):
+        getattr(focal_cuda, name)(gama=2.0)
+    module, _, x, targets, _ = module_and_batch(name)
+    with pytest.raises(TypeError, match=f"{name}: expected .*, got gamma; .*constructor"):
+        module(x, targets, gamma=2.0)

@@ -22,6 +22,8 @@ from cases import (
 from combinations import (
     COMMON,
     FEW_SHAPES,
+    SIGMOID,
+    SOFTMAX,
     by_class,
     computing_dtype,
     make_logits_for,
@@ -30,15 +32,11 @@ from combinations import (
     of_row,
     pairwise,
 )
-from compare import Result, assert_agree, assert_bitwise, bits, check, loss_dtype, run
+from compare import Result, assert_agree, assert_bitwise, check, loss_dtype, run
 from tolerance import assert_close, grad_bound, loss_bound
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import focal_cuda
-from focal_cuda import reference
-
-SIGMOID, SOFTMAX = "sigmoid_focal_loss", "softmax_focal_loss"
 
 GAMMAS_AND_EXTRAS = {
     "gamma": [0.0, 0.5, 2.0, 3.0, "0-d", "classes"],
@@ -346,125 +344,3 @@ def test_a_nan_in_a_used_logit_comes_through(op: str, gamma: float, device: str)
             logits[1, place] = torch.nan
             result = run(op, logits, targets, None, gamma, label_smoothing=0.1)
             assert result.loss.isnan() and result.grad[1].isnan().any() and result.grad[0].isfinite().all()
-
-
-# --- contracts -------------------------------------------------------------------------------------------------------
-
-
-def everything(op: str, shape: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Many options at once."""
-    positions = shape.positions
-    options: dict[str, Any] = {
-        "alpha": of_each_class(shape, dtype, device),
-        "gamma": of_each_class(shape, dtype, device, 3.0),
-        "sample_weight": torch.rand(positions, dtype=dtype, device=device) + 0.5,
-        "mask": torch.rand(positions, device=device) < 0.8,
-        "label_smoothing": 0.1,
-        "reduction": "sum",
-        "normalizer": torch.tensor(3.0, device=device),
-    }
-    return options | ({"pos_weight": of_each_class(shape, dtype, device, 3.0)} if op == SIGMOID else {})
-
-
-SETS: dict[str, dict[str, Any]] = {
-    "smoothed probability": {"probability_smoothing": 0.1, "gamma": 0.5},
-    "smoothed labels": {"label_smoothing": 0.1, "reduction": "none"},
-    "probabilities": {"from_probabilities": True, "gamma": 1.5},
-}
-
-
-@ops
-@pytest.mark.parametrize("kind", ["everything", *SETS])
-def test_gradgradcheck(op: str, kind: str, device: str) -> None:
-    for shape in (Shape((4, 3)), Shape((1, 3, 2, 2))):
-        targets = make_index(shape, device=device)
-        options = SETS.get(kind) or everything(op, shape, torch.float64, device)
-        x = make_logits(shape.size, torch.float64, device).clamp(-3, 3)
-        x = (x.sigmoid() if "from_probabilities" in options else x).requires_grad_()
-
-        def f(v: Tensor, targets: Tensor = targets, options: dict = options) -> Tensor:
-            return getattr(focal_cuda, op)(v, targets, **options)
-
-        assert torch.autograd.gradcheck(f, x) and torch.autograd.gradgradcheck(f, x)
-
-
-def test_gradgradcheck_of_soft_targets(device: str) -> None:
-    shape = Shape((4, 3))
-    x, y = make_logits(shape.size, torch.float64, device).clamp(-3, 3).requires_grad_(), make_soft(shape, device=device)
-    for options in ({}, {"label_smoothing": 0.1, "gamma": 0.5}, {"reduction": "none"}):
-
-        def f(v: Tensor, options: dict = options) -> Tensor:
-            return focal_cuda.softmax_focal_loss(v, y, **options)
-
-        assert torch.autograd.gradcheck(f, x) and torch.autograd.gradgradcheck(f, x)
-
-
-@ops
-@pytest.mark.parametrize("kind", ["everything", *SETS])
-def test_functional_gradients(op: str, kind: str, device: str) -> None:
-    shape = Shape((6, 5))
-    targets = make_index(shape, device=device)
-    options = (SETS.get(kind) or everything(op, shape, torch.float64, device)) | {"reduction": "sum"}
-    x = make_logits(shape.size, torch.float64, device)
-    x = x.sigmoid() if "from_probabilities" in options else x
-    grad = torch.func.grad(lambda v: getattr(focal_cuda, op)(v, targets, **options))(x)
-    plain = run(op, x, targets, **options).grad
-    torch.testing.assert_close(grad, plain, rtol=1e-9, atol=1e-15)
-
-
-@ops
-@pytest.mark.parametrize("kind", ["everything", "soft", *SETS])
-def test_compile_without_a_graph_break(op: str, kind: str, device: str) -> None:
-    torch.compiler.reset()
-    counter, compilations = CompileCounterWithBackend("aot_eager"), set()
-
-    def f(x: Tensor, targets: Tensor, options: dict) -> Tensor:
-        x = x * 0.9
-        return getattr(focal_cuda, op)(x.sigmoid() if kind == "probabilities" else x, targets, **options).sum()
-
-    compiled = torch.compile(f, fullgraph=True, backend=counter, dynamic=True)
-    for rows in (6, 9, 11):
-        shape = Shape((rows, 5))
-        options = SETS.get(kind) or everything(op, shape, torch.float32, device)
-        targets = make_index(shape, torch.uint8, device, ignore_index=None)
-        if kind == "soft":
-            targets = (make_soft if op == SOFTMAX else make_dense)(
-                shape if op == SOFTMAX else shape.size, device=device
-            )
-        x = make_logits(shape.size, device=device).requires_grad_()
-        results = [torch.autograd.grad(g(x, targets, options), x)[0] for g in (f, compiled)]
-        torch.testing.assert_close(*results, rtol=2e-5, atol=1e-30)
-        compilations.add(counter.frame_count)
-    assert len(compilations) == 1, "another batch size compiled again"
-
-
-@ops
-def test_a_gamma_that_is_changed_where_it_lies(op: str, device: str) -> None:
-    """Compiled code reads it anew."""
-    torch.compiler.reset()
-    shape = Shape((6, 5))
-    targets, gamma = make_index(shape, device=device), torch.tensor(0.0, device=device)
-    logits = make_trained_logits(shape, targets)
-    counter = CompileCounterWithBackend("aot_eager")
-
-    def f(x: Tensor) -> Tensor:
-        return getattr(focal_cuda, op)(x, targets, gamma=gamma)
-
-    compiled = torch.compile(f, fullgraph=True, backend=counter)
-    for value in (0.0, 1.5, 2.0):
-        gamma.fill_(value)
-        expected = getattr(reference, op)(logits, targets, gamma=value)
-        assert_same(compiled(logits), expected)
-        assert_same(f(logits), expected)
-    assert counter.frame_count == 1
-
-
-@ops
-def test_all_policies_agree(op: str, device: str) -> None:
-    for shape in FEW_SHAPES:
-        targets = make_index(shape, device=device)
-        logits = make_trained_logits(shape, targets)
-        options = everything(op, shape, torch.float32, device)
-        first, *rest = (run(op, logits, targets, gradient=g, **options) for g in ("forward", "backward", "inplace"))
-        for result in rest:
-            assert torch.equal(result.loss, first.loss) and torch.equal(bits(result.grad), bits(first.grad))

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from focal_cuda import GammaSchedule, RetinaNetLoss, SigmoidFocalLoss, SoftmaxFocalLoss, softmax_focal_loss
+from focal_cuda import (
+    AsymmetricLoss,
+    GammaSchedule,
+    GaussianFocalLoss,
+    PolyFocalLoss,
+    RetinaNetLoss,
+    SigmoidFocalLoss,
+    SoftmaxFocalLoss,
+    softmax_focal_loss,
+)
 
 
 class TensorGamma(nn.Module):
@@ -131,6 +140,28 @@ def test_of_a_model_only_the_losses_are_set() -> None:
     schedule.step()
     assert (model.losses[0].gamma, model.losses[1].classification.gamma) == (1.5, 1.0)
     assert model.gamma == 0.9 and (model.scale.gamma == 1e-6).all()
+
+
+def test_a_schedule_fills_the_gamma_of_losses_but_of_heat_maps() -> None:
+    """There gamma weighs negatives."""
+    losses = nn.ModuleList(
+        [
+            SoftmaxFocalLoss(gamma=torch.tensor(0.0)),
+            GaussianFocalLoss(),
+            PolyFocalLoss(gamma=0.0),
+            AsymmetricLoss(),
+        ]
+    )
+    buffer = losses[0].gamma
+    schedule = GammaSchedule(losses, {2: 2.0}, "linear")
+    schedule.step()
+    assert losses[0].gamma is buffer and buffer.item() == 1.0 and losses[2].gamma == 1.0
+    assert losses[1].gamma == 4.0 and schedule.get_last_gamma() == [1.0, 1.0]
+    x, targets = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    torch.testing.assert_close(losses[0](x, targets), softmax_focal_loss(x, targets, gamma=1.0))
+    for loss in (losses[1], losses[3]):
+        with pytest.raises(ValueError, match=f"a module with a gamma, got {type(loss).__name__}"):
+            GammaSchedule(loss, {1: 1.0})
 
 
 def test_a_list_of_modules_each_once() -> None:
