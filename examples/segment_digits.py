@@ -2,7 +2,11 @@
 the hardest pixels alone (OHEM). Same seeds, same scenes, same initial weights; only the loss differs.
 
 Every pixel of a scene (examples/digit_scenes.py) is ink of one of ten digits or background, which 97 of 100 are; two
-pixels around ink are ignored.
+pixels around ink are ignored. Prints one table and writes segment.png.
+
+What is to be seen: all three find the background, and end within a few hundredths of each other in the IoU of the
+digits, about what another seed changes. Cross entropy is no worse than the focal loss; OHEM ended highest in each of
+the five runs looked at. The focal losses take a third of cross entropy's memory.
 """
 
 from __future__ import annotations
@@ -174,6 +178,7 @@ def main() -> None:
             **training.COST_COLUMNS,
         },
     )
+    print("\nmean IoU: of held-out scenes, 1 is perfect; a few hundredths are what another --seed changes.")
     draw(runs, held_out, options.output)
     print(f"Scenes, predictions and curves are in {options.output}.")
 
