@@ -146,7 +146,9 @@ struct OwnNegatives {
 
   FOCAL_INLINE ValueDeriv<Real> operator()(int i) const {
     const bool used = sample[i] != Real(0);
-    const ValueDeriv<Real> result = negative<soft>(at(loss, i), used ? logit[i] : Real(0), target);
+    // Selected like the logit: what a loss asks of a target that is the same for all is not vectorised.
+    const Real x = used ? logit[i] : Real(0), t = used ? target : Real(0);
+    const ValueDeriv<Real> result = negative<soft>(at(loss, i), x, t);
     const Real own = sample[i] * weight[i];
     return {own * result.value, used ? own * scale * upstream[i] * result.deriv : Real(0)};
   }

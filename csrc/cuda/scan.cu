@@ -133,8 +133,8 @@ __device__ __noinline__ void stop(const FinishArguments& a, int64_t offset) {
   }
   const char* name = a.softmax ? "softmax_focal_loss" : "sigmoid_focal_loss";
   if (a.dense) {
-    FOCAL_PRINT("%s: expected dense targets in [0, 1] or equal to ignore_index (%g), got targets[", name,
-                a.dense_rule.ignore_value);
+    FOCAL_PRINT("%s: expected dense targets %s or equal to ignore_index (%g), got targets[", name,
+                a.dense_rule.binary ? "0, 1" : "in [0, 1]", a.dense_rule.ignore_value);
   } else if (a.index.background_allowed) {
     FOCAL_PRINT("%s: expected class labels in [0, %lld), background_index (%lld) or ignore_index (%lld), got targets[",
                 name, static_cast<long long>(a.index.classes), static_cast<long long>(a.index.background_index),

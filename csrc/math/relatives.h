@@ -158,10 +158,11 @@ struct AsymmetricFocal {
   FOCAL_INLINE ValueDeriv<Real> operator()(Real x, Real target) const {
     const bool positive = target > Real(0);
     const Logistic<Math> s(positive ? -x : x);  // p: of the outcome that did not happen
-    const bool shifted = !positive && margin > Real(0);
-    const Real wrong = shifted ? s.p - margin : s.p;
-    const Real right = shifted ? s.q + margin : s.q;
-    const bool out = shifted && wrong <= Real(0);
+    const Real shift = positive ? Real(0) : margin;
+    const bool shifted = shift > Real(0);
+    const Real wrong = s.p - shift;
+    const Real right = s.q + shift;
+    const bool out = wrong <= Real(0);
     const ComplementLogs<Math> logs(out ? Real(0) : wrong, out ? Real(1) : right);
     const Real ce = shifted ? logs.of_b : s.minus_log_q;
     const Real power_of = positive ? gamma_positive : gamma;

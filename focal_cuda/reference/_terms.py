@@ -75,7 +75,8 @@ def focal_of_probability(p: Tensor, t: Number, gamma: Number, smoothing: float =
     """The same two in p itself, which leaves digits of 1 - p_t to p; t = 1: one probability of a softmax."""
     complement = (p * (1 - t) + (1 - p) * t) * (1 - smoothing) + smoothing * rest
     cross_entropy = t * _guarded_log(p) + (1 - t) * _guarded_log_of_rest(p)
-    none = complement == 0
+    # So little that the second derivative of its logarithm would overflow.
+    none = complement < torch.finfo(complement.dtype).tiny ** 0.45
     log_complement = torch.where(none, LOG_OF_ZERO, torch.where(none, 1.0, complement).log())
     return power(log_complement, gamma) * -cross_entropy
 
