@@ -87,8 +87,7 @@ void margin_float64(double gamma, const double* in, double* value, double* deriv
 namespace focal::cpu::FOCAL_CPU_ISA {
 
 extern const Kernels table;
-const Kernels table = {FOCAL_CPU_ISA_NAME, run<PolyMath>,    base::run_float64,    scan,
-                       elementary,         margin<PolyMath>, base::margin_float64, kSelect<float>,
-                       kSelect<double>};
+const Kernels table = {FOCAL_CPU_ISA_NAME, run<PolyMath>,        base::run_float64, scan,           elementary,
+                       margin<PolyMath>,   base::margin_float64, kSelect<float>,    kSelect<double>};
 
 }  // namespace focal::cpu::FOCAL_CPU_ISA
