@@ -57,4 +57,10 @@ struct Kept {
 };
 constexpr int64_t kKeptNumbers = 3;
 
+template <class Real>
+FOCAL_INLINE bool keeps(const Kept& kept, Real loss, int64_t index) {
+  const int64_t key = key_of(loss);
+  return key > kept.key || (key == kept.key && index <= kept.last);
+}
+
 }  // namespace focal

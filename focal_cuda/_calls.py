@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from . import _arguments, _ops, _values, _weights
-from ._arguments import SIGMOID, SOFTMAX
+from . import _arguments, _ohem, _ops, _values, _weights
+from ._arguments import SIGMOID
 
 # The losses of csrc/math/relatives.h, by their numbers there.
 LOSSES = (
-    "focal", "shaped", "modulator", "quality", "varifocal", "gaussian", "asymmetric", "probability",
+    "focal", "shaped", "modulator", "normalized", "quality", "varifocal", "gaussian", "asymmetric", "probability",
 )  # fmt: skip
 # Of hard targets alone.
-HARD = ("shaped", "modulator", "asymmetric")
+HARD = ("shaped", "modulator", "normalized", "asymmetric")
 _NO_PARAMETERS = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -45,12 +46,15 @@ def compute(
     gamma_by_class: bool = False,
     gamma_name: str = "gamma",
     fused: bool = True,
+    ohem: _ohem.Rule = (None, None),
+    route: Callable[[Tensor, Tensor, _ops.Parts, Tensor | None, _ops.Call], Tensor] = _ops.focal_loss,
 ) -> Tensor:
     """The loss, after logits, targets, class_dim and alpha are understood.
 
     weights and vector: of positives and negatives, as numbers or by class. options: what the composite, `oracle` in
     reference.py, is called with. gamma_by_class: whether gamma may be a tensor [C]. gamma_name: the caller's. fused:
-    by the kernels, as far as they have such a loss; else by the composite.
+    by the kernels, as far as they have such a loss; else by the composite. ohem: what the mean is over, if not all.
+    route: to the operators.
     """
     gammas = None
     if type(gamma) is not float or not 0.0 <= gamma < math.inf:
@@ -63,6 +67,10 @@ def compute(
         raise ValueError(
             f'{op}: expected reduction to be "none", "mean" or "sum", got {reduction!r}; choose one of them.'
         )
+    mined = ohem != (None, None)
+    if mined:
+        _arguments.check_ohem(op, *ohem, reduction, normalizer)
+        reduction, options = "none", {**options, "reduction": "none"}
     scale, divisor, kind = 1.0, None, reduction
     if normalizer is not None:
         scale, divisor, kind = _arguments.check_normalizer(op, logits, normalizer, reduction)
@@ -89,12 +97,15 @@ def compute(
     )  # fmt: skip
     call = _ops.Call(op, family, oracle or op, policy, scale, numbers, options)
     if not fused:
-        return call.composite_loss(logits, targets)
-    if op == family or torch.compiler.is_compiling():
-        return _ops.focal_loss(logits, targets, parts, divisor, call)
+        losses = call.composite_loss(logits, targets)
+        return _ohem.hardest_mean(losses, _ohem.count(logits, targets, call), *ohem) if mined else losses
     try:
-        return _ops.focal_loss(logits, targets, parts, divisor, call)
+        if mined:
+            return _ohem.hardest_focal_loss(logits, targets, parts, ohem, call)
+        return route(logits, targets, parts, divisor, call)
     except (IndexError, ValueError) as error:  # of a bad target: the kernels know the operators alone
+        if op == family:
+            raise
         raise type(error)(str(error).replace(family, op, 1)) from None
 
 
@@ -118,16 +129,6 @@ def _check_targets(
     else:
         ignored = targets.select(class_dim, 0).unsqueeze(class_dim) == ignore_index
         _values.check_dense(op, targets, ignored, ignore_index, math.inf, binary)
-
-
-def count(logits: Tensor, targets: Tensor, family: str, class_dim: int, ignore_index: int) -> Tensor:
-    """How many elements of the unreduced loss are not ignored, on the device."""
-    if targets.dim() != logits.dim():
-        elements = logits.shape[class_dim] if family == SIGMOID else 1
-        return (targets != ignore_index).sum() * elements
-    if family == SOFTMAX:
-        targets = targets.select(class_dim, 0)
-    return (targets != ignore_index).sum()
 
 
 def positives_of_soft(targets: Tensor, class_dim: int, ignore_index: int, background_index: int) -> Tensor:

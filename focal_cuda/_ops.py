@@ -179,9 +179,10 @@ def _batched(call: Call, grad_loss: Tensor, logits: Tensor, targets: Tensor, app
     total = call.numbers._replace(reduction=REDUCTIONS["sum"])
     logits_, family = logits.detach().to(computing), FAMILIES[call.family]
     unit = family.forward(logits_, targets, *parts, None, 1.0, *total, True)[2]
-    if grad_loss.dim() == logits.dim() - 1 and call.numbers.reduction == REDUCTIONS["none"]:
+    unreduced = call.numbers.reduction == REDUCTIONS["none"]
+    if grad_loss.dim() == logits.dim() - 1 and unreduced:
         grad_loss = grad_loss.unsqueeze(call.numbers.class_dim)
-    return (unit * (applied * grad_loss)).to(logits.dtype)
+    return (unit * (grad_loss if unreduced else applied * grad_loss)).to(logits.dtype)
 
 
 _NO_GRADIENTS = (None,) * 7  # targets, the parts, normalizer, call

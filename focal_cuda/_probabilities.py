@@ -60,7 +60,7 @@ def softmax(
     binary = torch.where(counted, 1, ignored).to(torch.int8)
     common |= {"ignore_index": ignored, "background_index": None, "normalizer": normalizer,
                "sample_weight": sample_weight}  # fmt: skip
-    inner = {name: value for name, value in common.items() if name not in ("gradient", "validate")}
+    inner = {name: value for name, value in common.items() if name not in ("gradient", "validate", "ohem")}
     inner |= {"alpha": None, "pos_weight": weight, "from_probabilities": True}
     return _calls.compute(
         SOFTMAX, SIGMOID, picked, binary, weights=(weight, 1.0), loss="probability", oracle=SIGMOID, options=inner,

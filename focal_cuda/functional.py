@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _arguments, _calls, _ohem, _probabilities, _targets, _weights
+from . import _arguments, _calls, _probabilities, _targets, _weights
 from ._arguments import SIGMOID, SOFTMAX
 
 __all__ = ["sigmoid_focal_loss", "softmax_focal_loss"]
@@ -119,20 +119,12 @@ def sigmoid_focal_loss(
         "label_smoothing": label_smoothing, "probability_smoothing": probability_smoothing,
         "from_probabilities": from_probabilities, "normalizer": normalizer,
     }  # fmt: skip
-    mined = ohem_keep_ratio is not None or ohem_threshold is not None
-    if mined:
-        _arguments.check_ohem(SIGMOID, ohem_keep_ratio, ohem_threshold, reduction, normalizer)
-        reduction = options["reduction"] = "none"
-    losses = _calls.compute(
+    return _calls.compute(
         SIGMOID, SIGMOID, logits, targets, weights=weights, vector=vector, gamma=gamma, sample_weight=sample_weight,
         smoothing=label_smoothing, loss=loss, parameters=parameters, reduction=reduction, class_dim=class_dim,
         ignore_index=ignore_index, background_index=background_index, normalizer=normalizer, gradient=gradient,
-        validate=validate, options=options, gamma_by_class=True,
+        validate=validate, options=options, gamma_by_class=True, ohem=(ohem_keep_ratio, ohem_threshold),
     )  # fmt: skip
-    if not mined:
-        return losses
-    counted = _calls.count(logits, targets, SIGMOID, class_dim, ignore_index)
-    return _ohem.hardest_mean(losses, counted, ohem_keep_ratio, ohem_threshold)
 
 
 def softmax_focal_loss(
@@ -234,23 +226,14 @@ def softmax_focal_loss(
     _arguments.check_flag(SOFTMAX, "from_probabilities", from_probabilities)
     if soft and of_positives and reduction == "sum":
         normalizer = _calls.positives_of_soft(targets, class_dim, ignore_index, background_index)
-    mined = ohem_keep_ratio is not None or ohem_threshold is not None
-    if mined:
-        _arguments.check_ohem(SOFTMAX, ohem_keep_ratio, ohem_threshold, reduction, normalizer)
-        reduction = options["reduction"] = "none"
     common = {
         "gamma": gamma, "sample_weight": sample_weight, "reduction": reduction, "class_dim": class_dim,
         "ignore_index": ignore_index, "background_index": background_index, "normalizer": normalizer,
-        "gradient": gradient, "validate": validate, "options": options,
+        "gradient": gradient, "validate": validate, "options": options, "ohem": (ohem_keep_ratio, ohem_threshold),
     }  # fmt: skip
     if from_probabilities:
-        losses = _probabilities.softmax(logits, targets, vector, weight, **common)
-    else:
-        losses = _calls.compute(
-            SOFTMAX, SOFTMAX, logits, targets, weights=(weight, weight), vector=vector, smoothing=label_smoothing,
-            loss=loss, parameters=parameters, gamma_by_class=True, **common,
-        )  # fmt: skip
-    if not mined:
-        return losses
-    counted = _calls.count(logits, targets, SOFTMAX, class_dim, ignore_index)
-    return _ohem.hardest_mean(losses, counted, ohem_keep_ratio, ohem_threshold)
+        return _probabilities.softmax(logits, targets, vector, weight, **common)
+    return _calls.compute(
+        SOFTMAX, SOFTMAX, logits, targets, weights=(weight, weight), vector=vector, smoothing=label_smoothing,
+        loss=loss, parameters=parameters, gamma_by_class=True, **common,
+    )  # fmt: skip

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from . import _arguments, _calls, _targets, _weights
+from . import _arguments, _calls, _normalized, _targets, _weights
 from ._arguments import SIGMOID, SOFTMAX
 
 __all__ = [
@@ -417,7 +416,8 @@ def normalized_focal_loss(
         alpha, gamma: as for the focal loss of the activation; gamma is one number or a 0-d tensor.
         activation: ``"sigmoid"`` or ``"softmax"``.
         sample_weight: multiplies the factors in both sums.
-        class_dim, ignore_index, background_index, mask, gradient, validate: as for the focal loss of the activation.
+        class_dim, ignore_index, background_index, mask, validate: as for the focal loss of the activation.
+        gradient: ``"auto"``, ``"forward"`` and ``"backward"`` are the same: before both sums are known there is none.
 
     Returns:
         float32 (float64 for float64 logits): a scalar. 0 where nothing is counted or every factor is 0.
@@ -427,8 +427,8 @@ def normalized_focal_loss(
 
     Numerics: as the focal loss; the gradient goes through both sums.
 
-    Cost: two passes over the logits forward and two backward, each of which writes a gradient; those are added, of half
-    types after being rounded. ``gradient="auto"`` is ``"backward"``: before that nobody knows what multiplies them.
+    Cost: two passes over the logits forward, one for each sum, and one backward, which writes the gradient. With an
+    alpha of roles or classes two backward; their gradients are added, of half types after being rounded.
 
     Equivalent to::
 
@@ -444,17 +444,12 @@ def normalized_focal_loss(
             f'{op}: expected gradient "auto", "forward" or "backward", got {gradient!r}: two sums need the logits; '
             'use "auto".'
         )
-    common = {
-        "gamma": gamma, "reduction": "sum", "class_dim": class_dim, "ignore_index": ignore_index,
-        "background_index": background_index, "sample_weight": sample_weight, "mask": mask, "normalizer": None,
-        "gradient": "backward" if gradient == "auto" else gradient, "validate": validate,
-    }  # fmt: skip
-    oracle = SOFTMAX if activation == "softmax" else SIGMOID
-    losses = _by_activation(op, activation, logits, targets, alpha, loss="focal", oracle=oracle, own={}, **common)
-    factors = _by_activation(
-        op, activation, logits, targets, None, loss="modulator", oracle="modulating_factors", own={}, **common
-    )
-    return losses / factors.clamp(min=torch.finfo(factors.dtype).tiny)
+    return _by_activation(
+        op, activation, logits, targets, alpha, gamma=gamma, loss="normalized", own={}, reduction="sum",
+        class_dim=class_dim, ignore_index=ignore_index, background_index=background_index,
+        sample_weight=sample_weight, mask=mask, normalizer=None, gradient=gradient, validate=validate,
+        route=_normalized.loss,
+    )  # fmt: skip
 
 
 def _elements(
@@ -521,13 +516,10 @@ def _by_activation(
         weights, vector = _weights.sigmoid_weights(op, logits, alpha, None, class_dim, validate)
     options = {
         **own, "class_dim": class_dim, "ignore_index": ignore_index, "background_index": background_index,
-        "gamma": common["gamma"], "sample_weight": common["sample_weight"],
+        "gamma": common["gamma"], "sample_weight": common["sample_weight"], "alpha": alpha, "activation": activation,
     }  # fmt: skip
-    oracle = common.get("oracle", op)
-    if oracle not in (SIGMOID, SOFTMAX):
-        options["activation"] = activation
-    if oracle != "modulating_factors":
-        options |= {"alpha": alpha, "reduction": common["reduction"], "normalizer": common["normalizer"]}
+    if op != "normalized_focal_loss":
+        options |= {"reduction": common["reduction"], "normalizer": common["normalizer"]}
     return _calls.compute(
         op, family, logits, targets, weights=weights, vector=vector, class_dim=class_dim, ignore_index=ignore_index,
         background_index=background_index, validate=validate, options=options, **common,

@@ -67,7 +67,9 @@ def pairwise(axes: dict[str, list], valid: Callable[[dict[str, Any]], bool], see
     while missing:
         wanted = chooser.choice(sorted(missing))
         candidates = []
-        for _ in range(60):
+        for attempt in range(1000):
+            if attempt >= 60 and candidates:
+                break
             chosen = {name: chooser.choice(numbers) for name, numbers in index.items()} | dict(wanted)
             if valid({name: axes[name][i] for name, i in chosen.items()}):
                 pairs = set(itertools.combinations(chosen.items(), 2))

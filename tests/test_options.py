@@ -38,13 +38,19 @@ from torch import Tensor
 
 import focal_cuda
 
-GAMMAS_AND_EXTRAS = {
+OF_BOTH = {
     "gamma": [0.0, 0.5, 2.0, 3.0, "0-d", "classes"],
     "extra": [None, "smoothed", "half smoothed", "0.001", "0.3", "probabilities"],
+    "hardest": [
+        {},
+        {"ohem_keep_ratio": 0.3},
+        {"ohem_threshold": 0.2},
+        {"ohem_keep_ratio": 0.01, "ohem_threshold": 0.5},
+    ],
 }
 SIGMOID_AXES = (
     COMMON
-    | GAMMAS_AND_EXTRAS
+    | OF_BOTH
     | {
         "targets": ["uint8", "bool", "int64", "dense", "dense bool", "soft"],
         "alpha": [None, 0.3, "classes"],
@@ -53,7 +59,7 @@ SIGMOID_AXES = (
 )
 SOFTMAX_AXES = (
     COMMON
-    | GAMMAS_AND_EXTRAS
+    | OF_BOTH
     | {
         "targets": ["uint8", "bool", "int64", "one-hot", "soft", "soft of any sum"],
         "alpha": [None, 1.7, "classes"],
@@ -77,6 +83,7 @@ def go_together(op: str, row: dict[str, Any]) -> bool:
         or (extra in ("0.001", "0.3") and soft)
         or (op == SOFTMAX and extra == "probabilities" and row["gradient"] == "inplace")
         or (op == SOFTMAX and row["mask"] == "element")
+        or (row["hardest"] and (row["reduction"] != "mean" or one_pass))
     )
 
 
@@ -100,7 +107,7 @@ def arguments(op: str, row: dict[str, Any], device: str) -> tuple[Tensor, Tensor
         by_torch = row["gamma"] == "classes" or (softmax and targets.dim() == logits.dim())
         logits = of_probabilities(logits, shape.class_dim, softmax, row["dtype"], by_torch)
     logits, targets, options = of_row(row, logits, targets, softmax)
-    options |= EXTRAS[extra] | {"ignore_index": ignore, "alpha": by_class(row["alpha"], row, device)}
+    options |= EXTRAS[extra] | row["hardest"] | {"ignore_index": ignore, "alpha": by_class(row["alpha"], row, device)}
     options["gamma"] = by_class(row["gamma"], row, device, 4.0)
     if row["gamma"] == "0-d":
         options["gamma"] = torch.tensor(1.5, dtype=compute, device=device)
@@ -131,7 +138,14 @@ def test_any_two_choices_meet() -> None:
         for a, b in itertools.combinations(axes, 2):
             met = [(row[a], row[b]) for row in rows]
             for pair in itertools.product(axes[a], axes[b]):
-                some = {"reduction": "mean", "gradient": "auto", "mask": None, "gamma": 2.0, "extra": None}
+                some = {
+                    "reduction": "mean",
+                    "gradient": "auto",
+                    "mask": None,
+                    "gamma": 2.0,
+                    "extra": None,
+                    "hardest": {},
+                }
                 possible = go_together(op, some | {"targets": "int64", a: pair[0], b: pair[1]})
                 assert pair in met or not possible
 

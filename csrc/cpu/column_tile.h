@@ -107,7 +107,11 @@ class ColumnTile {
   // upstream x scale of each position; an ignored one's is 0 whatever its upstream is.
   void load_slopes(Real* slope, const Real* weight) const {
     const bool upstream = static_cast<bool>(task_.tensor[kUpstream]);
-    if (upstream) load_line(kUpstream, slope);
+    if (upstream) {
+      for_runs(kUpstream, [&](int p, int64_t offset, int64_t stride, int n) {
+        load_upstream(task_, slope + p, offset, stride, n);
+      });
+    }
     const Real scale = static_cast<Real>(task_.gradient_scale);
     for (int p = 0; p < count_; ++p) {
       const Real above = upstream ? slope[p] * scale : scale;

@@ -1,10 +1,9 @@
 // Sigmoid engine: every element of the logits is its own binary problem.
 //   tile      tile_positions x tile_classes elements, flat, in the L1 cache
 //   lines     along the classes where they are contiguous (a line per position), else along the positions (one per class)
-//   targets   class index along the classes: a tile is negatives throughout, read and
-//             written where it lies, and the rare positives are taken out and put in by themselves. Everything else is a
-//             tile of dense targets; one with a soft value takes the loss of logits and targets, as does every tile of a
-//             loss that is none of margins.
+//   targets   class index along the classes: a tile is negatives throughout, read and written where it lies, and the rare
+//             positives are taken out and put in by themselves. Everything else is a tile of dense targets; one with a
+//             soft value takes the loss of logits and targets, as does every tile of a loss that is none of margins.
 //   traffic   logits read once, targets once per class block, gradient written once
 //   order     tiles in order, one double partial sum per chunk: the same bits for any number of threads
 // Compiled once per instruction set (FOCAL_CPU_ISA). Must not know: which loss the Term is, torch.
@@ -26,7 +25,8 @@ class Elementwise {
         result_(task.tensor[kLoss] ? kLoss : kGradient),
         by_class_(task.tensor[kLogits].class_stride == 1 && task.classes > 1),
         by_target_(!is_of_margin(task.rule.loss) || task.smoothing > 0),
-        alike_(!task.positive_weights && !task.tensor[kUpstream] && !task.tensor[kSampleWeight]),
+        upstream_each_(task.tensor[kUpstream] && !task.kept),
+        alike_(!task.positive_weights && !upstream_each_ && !task.tensor[kSampleWeight]),
         lowest_target_(static_cast<Real>(task.smoothing / 2)),
         share_(task.rule.loss),
         positions_(static_cast<int>(task.tile_positions)) {
@@ -39,12 +39,15 @@ class Elementwise {
       memory += capacity;
     }
     const Real positive = static_cast<Real>(task.positive_weight), negative = static_cast<Real>(task.negative_weight);
-    for (int k = 0; k < capacity; ++k) {
+    // No tile has more elements than the task: a small one does not fill what it will not read.
+    const int64_t elements = task.positions.count * task.tile_classes;
+    const int filled = elements < capacity ? static_cast<int>(elements) : capacity;
+    for (int k = 0; k < filled; ++k) {
       upstream_[k] = sample_[k] = 1;
       positive_[k] = positive;
       negative_[k] = negative;
     }
-    mix_lowest(capacity);
+    mix_lowest(filled);
     places_ = reinterpret_cast<Positive*>(memory);
     runs_ = reinterpret_cast<Run*>(places_ + positions_);
     codes_ = reinterpret_cast<int32_t*>(runs_ + positions_);
@@ -58,10 +61,11 @@ class Elementwise {
     found_ = {};
     for (int64_t tile = first; tile < last; ++tile) {
       locate(tile);
-      Real* direct = want_ == Want::kSum ? out_ : where(result_);
+      Real* direct = want_ == Want::kSum || task_.kept ? out_ : where(result_);
       Real* out = direct ? direct : out_;
       total += evaluate(out);
-      if (!direct) write(result_, out);
+      if (task_.kept) drop_others(out);
+      if (!direct || task_.kept) write(result_, out);
     }
     if (task_.partial_sums) task_.partial_sums[index] = total;
     if (task_.findings) task_.findings[index] = found_;
@@ -140,6 +144,23 @@ class Elementwise {
     const Tensor& tensor = task_.tensor[operand];
     for_lines(operand,
               [&](int k, int64_t offset, int64_t stride, int n) { load_run(out + k, tensor, offset, stride, n); });
+  }
+
+  // The gradients of all but the hardest become 0. Elements alike but for that take the path of those that are.
+  void drop_others(Real* out) const {
+    for_lines(kUpstream, [&](int k, int64_t offset, int64_t stride, int n) {
+      const Real* loss = static_cast<const Real*>(task_.tensor[kUpstream].data) + offset;
+      for_kept<Real>(*task_.kept, offset, stride, n, [&](int begin, int end, Key<Real> above) {
+        if (stride == 1) {
+#pragma omp simd
+          for (int i = begin; i < end; ++i) out[k + i] = key_of(loss[i]) > above ? out[k + i] : Real(0);
+        } else {
+          for (int i = begin; i < end; ++i) {
+            if (key_of(loss[i * stride]) <= above) out[k + i] = 0;
+          }
+        }
+      });
+    });
   }
 
   void write(Operand operand, const Real* in) const {
@@ -235,10 +256,11 @@ class Elementwise {
       for (int i = begin; i < end; ++i) logit_[i] = i == k ? -std::numeric_limits<Real>::infinity() : logit[i];
       others = stretch<soft>(loss, logit_, out, begin, end);
     }
-    return others + put_positive<soft>(loss, out, {k, highest_target(), Real(1), own});
+    return others + put_positive<soft>(loss, out, {k, smoothed(Real(1)), Real(1), own});
   }
 
-  Real highest_target() const { return Real(1) - lowest_target_; }
+  // A target as label smoothing leaves it.
+  Real smoothed(Real target) const { return lowest_target_ + (Real(1) - 2 * lowest_target_) * target; }
 
   // The one positive's result, which takes its place in out; returns its value.
   template <bool soft, class Loss>
@@ -262,7 +284,7 @@ class Elementwise {
     load_position_codes();
     const Real* logit = where(kLogits);
     if (!logit || logit == out) load(kLogits, logit_), logit = logit_;
-    if (task_.tensor[kUpstream]) load(kUpstream, upstream_);
+    if (upstream_each_) load(kUpstream, upstream_);
     if (task_.tensor[kSampleWeight]) {
       load(kSampleWeight, sample_);
     } else {
@@ -275,7 +297,7 @@ class Elementwise {
         for (int i = p * classes_; i < (p + 1) * classes_; ++i) sample_[i] = 0;
       } else if (k >= 0 && sample_[k] != Real(0)) {
         const Real target = task_.tensor[kScores] ? score_[p] : Real(1);
-        places_[positives++] = {k, lowest_target_ + (Real(1) - 2 * lowest_target_) * target, sample_[k], logit[k]};
+        places_[positives++] = {k, smoothed(target), sample_[k], logit[k]};
         sample_[k] = 0;
       }
     }
@@ -317,7 +339,7 @@ class Elementwise {
     const Real* logit = where(kLogits);
     if (!logit) load(kLogits, logit_), logit = logit_;
     if (task_.tensor[kSampleWeight]) load(kSampleWeight, sample_);
-    if (task_.tensor[kUpstream]) load(kUpstream, upstream_);
+    if (upstream_each_) load(kUpstream, upstream_);
     if (soft || by_target_) {
       return Term::soft(task_, gammas(),
                         [&](const auto& loss) { return dense_pass<true>(loss, logit, target, ignored, out); });
@@ -381,8 +403,9 @@ class Elementwise {
   const Task& task_;
   const Want want_;
   const Operand result_;
-  // Lines along the classes; a loss of logits and targets; all elements of one weight, but for their targets.
-  const bool by_class_, by_target_, alike_;
+  // Lines along the classes; a loss of logits and targets; an upstream of its own for each element; all elements of one
+  // weight, but for their targets.
+  const bool by_class_, by_target_, upstream_each_, alike_;
   const Real lowest_target_;  // a negative's
   const Share<Real> share_;
   int positions_;

@@ -115,7 +115,7 @@ class Rows {
   void gradient(int32_t label, Real slope, Real others, Real largest, bool kept) {
     const Tensor& out = task_.tensor[kGradient];
     Real upstream = 1;
-    if (task_.tensor[kUpstream]) load_run(&upstream, task_.tensor[kUpstream], run_.offset[kUpstream], 1, 1);
+    if (task_.tensor[kUpstream]) load_upstream(task_, &upstream, run_.offset[kUpstream], 1, 1);
     const Real inverse = others == Real(0) ? Real(0) : Real(1) / others;
     const Real factor = -(slope * upstream * static_cast<Real>(task_.gradient_scale)) * inverse;
     for (int64_t begin = 0; begin < task_.classes; begin += task_.tile_classes) {

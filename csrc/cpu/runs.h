@@ -43,6 +43,28 @@ void load_run(Real* out, const Tensor& tensor, int64_t offset, int64_t stride, i
   }
 }
 
+// Calls visit(begin, end, above) for the stretches of n losses of which those with a key above `above` are kept: losses
+// that equal the smallest kept one are kept up to an index.
+template <class Real, class Visit>
+void for_kept(const Kept& kept, int64_t offset, int64_t stride, int n, const Visit& visit) {
+  const auto key = static_cast<Key<Real>>(kept.key);
+  const int64_t left = kept.last - offset, reach = left < 0 ? 0 : stride > 0 ? left / stride + 1 : n;
+  const int equal = static_cast<int>(reach < n ? reach : n);
+  visit(0, equal, key - 1);
+  visit(equal, n, key);
+}
+
+// Upstream gradients of an unreduced loss; with task.kept 1 and 0, from the losses that lie there instead.
+template <class Real>
+void load_upstream(const Task& task, Real* out, int64_t offset, int64_t stride, int n) {
+  load_run(out, task.tensor[kUpstream], offset, stride, n);
+  if (!task.kept) return;
+  for_kept<Real>(*task.kept, offset, stride, n, [&](int begin, int end, Key<Real> above) {
+#pragma omp simd
+    for (int i = begin; i < end; ++i) out[i] = key_of(out[i]) > above ? Real(1) : Real(0);
+  });
+}
+
 inline int64_t bytes_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
@@ -76,10 +98,10 @@ void store_as(Storage* FOCAL_RESTRICT out, const Real* FOCAL_RESTRICT in, Factor
 }
 
 #if defined(__SSE__)
-#if defined(__AVX512F__)
+#if defined(FOCAL_CPU_AVX512)
 using Wide = __m512;
 FOCAL_INLINE void stream_wide(float* out, Wide values) { _mm512_stream_ps(out, values); }
-#elif defined(__AVX__)
+#elif defined(FOCAL_CPU_AVX)
 using Wide = __m256;
 FOCAL_INLINE void stream_wide(float* out, Wide values) { _mm256_stream_ps(out, values); }
 #else

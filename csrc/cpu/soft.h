@@ -277,7 +277,9 @@ class SoftRows {
     exponentials();
     const Real value = Term::of_class(task_, rule_.gammas, [&](const auto& loss) { return shares(loss); });
     if (out) {
-      const Real slope = sample * number(kUpstream, Real(1)) * static_cast<Real>(task_.gradient_scale);
+      Real upstream = 1;
+      if (task_.tensor[kUpstream]) load_upstream(task_, &upstream, run_.offset[kUpstream], 1, 1);
+      const Real slope = sample * upstream * static_cast<Real>(task_.gradient_scale);
       store_run(out, run_.offset[kGradient], out.class_stride, relative_, Uniform<Real>{slope}, classes_);
     }
     return sample * value;

@@ -3,6 +3,7 @@
 // Must not know: torch, the instruction set.
 #pragma once
 
+#include "hardest.h"
 #include "layout.h"
 #include "math/relatives.h"
 #include "targets.h"
@@ -47,6 +48,7 @@ struct Task {
   double positive_weight = 1;  // without weights of classes: sigmoid positives; softmax, every position
   double negative_weight = 1;  // without weights of classes: sigmoid negatives
   double gradient_scale = 1;   // upstream scalar x reduction
+  const Kept* kept = nullptr;  // then kUpstream has the unreduced losses, and the upstream is 1 for those and else 0
 
   // A tile is what one pass of arithmetic works on and fits the L1 cache; a chunk is what a thread takes and what one
   // partial sum covers.

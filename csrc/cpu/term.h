@@ -259,6 +259,7 @@ struct FocalTerm {
     const Real gamma = static_cast<Real>(rule.gamma);
     if (rule.loss == Loss::kModulator) return visit(Modulator<Math, Exponent::kAny>{gamma});
     const auto parameter = [&](int i) { return static_cast<Real>(rule.parameter[i]); };
+    if (rule.loss == Loss::kNormalized) return visit(NormalizedFocal<Math, Exponent::kAny>{gamma, parameter(0)});
     return visit(ShapedFocal<Math, Exponent::kAny>{gamma, parameter(0), parameter(1), parameter(2), parameter(3)});
   }
 };

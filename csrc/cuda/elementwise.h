@@ -139,8 +139,7 @@ class VectorOfElements {
       const int64_t at = each + static_cast<int64_t>(i) * place.spread;
       if (a_.loss) store(a_.loss + at, value * Math::kUnit);
       if (mode == Mode::kGradient) {
-        const Real upstream = a_.upstream_each ? load(a_.upstream_each + at) : Real(1);
-        slope[i] = is_ignored ? Real(0) : sign * weight * scale_ * upstream * result.deriv;
+        slope[i] = is_ignored ? Real(0) : sign * weight * scale_ * a_.upstream(at) * result.deriv;
       }
       c += place.class_step;
       c = c == a_.classes ? 0 : c;
@@ -179,8 +178,7 @@ class VectorOfElements {
       for (int i = 0; i < kCount; ++i) {
         if (i >= place.count) continue;
         if (a_.loss) store(a_.loss + each + i, value[i] * Math::kUnit);
-        if (mode == Mode::kGradient && a_.upstream_each && slope[i] != Real(0))
-          slope[i] *= load(a_.upstream_each + each + i);
+        if (mode == Mode::kGradient && a_.upstream_each && slope[i] != Real(0)) slope[i] *= a_.upstream(each + i);
       }
     }
     write(place, slope);
@@ -531,8 +529,7 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks<Storage>)
       const ValueDeriv<Real> result = Term::of_target(a.rule, gamma, x, target);
       value = weight * result.value;
       if (mode == Mode::kGradient) {
-        slope = weight * scale * result.deriv;
-        if (a.upstream_each) slope *= load(a.upstream_each + offset[kUpstream]);
+        slope = weight * scale * a.upstream(offset[kUpstream]) * result.deriv;
       }
     }
     found.sum += value;

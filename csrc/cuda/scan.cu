@@ -195,6 +195,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const FinishArgu
   if (invalid != kAllValid) stop(a, invalid);
   double scale = task.scale;
   if (task.mean_of > 0) scale = inverse(task.mean_of - static_cast<double>(ignored));
+  if (task.count_of >= 0) scale = task.count_of - static_cast<double>(ignored);
   if (task.settled) {
     scale = load(task.applied);
   } else if (task.applied) {

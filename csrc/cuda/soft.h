@@ -128,8 +128,7 @@ __global__ void __launch_bounds__(kStridedThreads, sizeof(typename Term::Real) =
       if (a.loss) store(a.loss + offset[kLoss], sample * value * Math::kUnit);
     }
     if (mode == Mode::kGradient) {
-      const Real upstream = a.upstream_each ? load(a.upstream_each + offset[kLoss]) : Real(1);
-      const Real factor = sample * scale * upstream, all = own + turn;
+      const Real factor = sample * scale * a.upstream(offset[kLoss]), all = own + turn;
       const Real at_top = slope_at_top(own, turn, top.others, inverse);
       Storage* to = static_cast<Storage*>(a.gradient) + offset[kGradient];
       for (int32_t c = lane; c < a.classes; c += a.lanes) {

@@ -85,7 +85,7 @@ FOCAL_DEVICE Real settle_margin(const Softmax<Real>& a, Real scale, int32_t code
   }
   if (mode == Mode::kLoss || code < 0) return Real(0);
   const Real slope = weight * scale * result.deriv;
-  return a.upstream_each ? slope * load(a.upstream_each + own.each) : slope;
+  return slope * a.upstream(own.each);
 }
 
 // The same from what the classes were summed to. target: the target's logit less the shift, in units of Math; sum: of

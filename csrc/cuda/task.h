@@ -11,6 +11,7 @@
 
 #include <limits>
 
+#include "hardest.h"
 #include "layout.h"
 #include "math/relatives.h"
 #include "reduction.h"
@@ -64,9 +65,12 @@ struct Task {
   double smoothing = 0;  // of labels: a positive's target is 1 - a negative's, smoothing / 2 (softmax: / classes)
   // Of the classes, in the computing type, or null: weights as a positive and as a negative, gammas.
   const void *positive_weights = nullptr, *negative_weights = nullptr, *gammas = nullptr;
-  const void* device_gamma = nullptr;  // one number of the computing type that takes the place of the rule's
+  const void* device_gamma =
+      nullptr;  // takes the place of the rule's, in the computing type; kNormalized: and the level
   double positive_weight = 1;
   double negative_weight = 1;
+  const Kept* kept =
+      nullptr;  // on the device; then kUpstream has the unreduced losses, and the upstream is 1 / their number
   Scaling scaling;
 
   bool soft() const { return dense || smoothing > 0; }  // softmax: targets that are no class
@@ -125,7 +129,8 @@ struct FinishTask {
   double* applied = nullptr;
   bool settled = false;  // applied[0] is there already; otherwise it becomes
   double scale = 1;      //   this, or
-  double mean_of = 0;    //   where > 0, 1 / (this - ignored elements)
+  double mean_of = 0;    //   where > 0, 1 / (this - ignored elements), or
+  double count_of = -1;  //   where >= 0, this - ignored elements
   void* loss = nullptr;
   void* correction = nullptr;  // null, or of the loss's type: applied[0] / (1 / mean_of)
   DType loss_dtype = DType::kFloat32;

@@ -44,6 +44,7 @@ struct MarginTerm {
     constexpr Exponent kExponent = Exponent::kTwoOrAny;
     if (rule.loss == Loss::kFocal) return Focal<Math, kExponent>{gamma}(margin);
     if (rule.loss == Loss::kModulator) return Modulator<Math, kExponent>{gamma}(margin);
+    if (rule.loss == Loss::kNormalized) return NormalizedFocal<Math, kExponent>{gamma, load(rule.level)}(margin);
     return ShapedFocal<Math, kExponent>{gamma, rule.parameter[0], rule.parameter[1], rule.parameter[2],
                                         rule.parameter[3]}(margin);
   }
@@ -75,26 +76,6 @@ struct TargetTerm {
     const ValueDeriv<Real> result = MarginTerm<Math>::of_margin(rule, gamma, sign * x);
     return {result.value, sign * result.deriv};
   }
-};
-
-// Margins come out as values and every derivative is 1: exact, for tests of the engines.
-template <class Math_>
-struct ProbeTerm {
-  using Math = Math_;
-  using Real = typename Math::Real;
-  using Hard = Probe<Math>;
-  using Soft = Probe<Math>;
-  static constexpr bool kPlain = false;
-
-  static FOCAL_INLINE Hard hard(Real) { return {}; }
-  static FOCAL_INLINE Soft soft(Real) { return {}; }
-  static FOCAL_DEVICE ValueDeriv<Real> of_margin(const LossNumbers<Real>&, Real, Real margin) {
-    return Probe<Math>{}(margin);
-  }
-  static FOCAL_DEVICE ValueDeriv<Real> of_target(const LossNumbers<Real>&, Real, Real given, Real target) {
-    return Probe<Math>{}(given, target);
-  }
-  static FOCAL_DEVICE ValueDeriv<Real> of_class(Real, Real p, Real q, Real ce) { return Probe<Math>{}(p, q, ce); }
 };
 
 }  // namespace focal::cuda

@@ -146,8 +146,6 @@ struct Probe {
     const bool out = margin >= kNoMargin<Real>;
     return {out ? Real(0) : margin, out ? Real(0) : Real(1)};
   }
-  static constexpr Real kUnguarded = std::numeric_limits<Real>::infinity();
-  FOCAL_INLINE ValueDeriv<Real> unguarded(Real margin) const { return (*this)(margin); }
   FOCAL_INLINE ValueDeriv<Real> operator()(Real logit, Real target) const { return {logit * target, Real(1)}; }
   FOCAL_INLINE ValueDeriv<Real> operator()(Real, Real, Real ce) const { return {ce, Real(1)}; }
 };

@@ -1,18 +1,29 @@
 // Losses of the same family, one struct each, and the rule by which a task names one.
-//   of a margin      ShapedFocal (smoothed probability, Poly-1, reduced), Modulator; as Focal, for both activations
+//   of a margin      ShapedFocal (smoothed probability, Poly-1, reduced), Modulator, NormalizedFocal; as Focal, for both activations
 //   of x and target  QualityFocal, Varifocal, GaussianFocal, AsymmetricFocal; ProbabilityFocal, where x is a probability
 //   of a class       ClassFocal: one term of softmax with soft targets
-// Value in units of Math, derivative by x. Every struct vanishes with its derivative where Focal does. Host and device. Must not know: tensors, threads.
+// Value in units of Math, derivative by x. Every struct vanishes with its derivative where Focal does.
+// Host and device. Must not know: tensors, threads.
 #pragma once
 
 #include "math/focal.h"
 
 namespace focal {
 
-enum class Loss : int { kFocal, kShaped, kModulator, kQuality, kVarifocal, kGaussian, kAsymmetric, kProbability };
+enum class Loss : int {
+  kFocal,
+  kShaped,
+  kModulator,
+  kNormalized,
+  kQuality,
+  kVarifocal,
+  kGaussian,
+  kAsymmetric,
+  kProbability
+};
 
 // Whether positives and negatives are one function of the margin, so that hard targets need no other.
-FOCAL_INLINE bool is_of_margin(Loss loss) { return loss <= Loss::kModulator; }
+FOCAL_INLINE bool is_of_margin(Loss loss) { return loss <= Loss::kNormalized; }
 
 // A loss and its numbers; what the parameters mean stands at the structs.
 struct LossRule {
@@ -71,8 +82,6 @@ struct ShapedFocal {
     return {m * (s.minus_log_p + epsilon * Math::kPerNat * s.q),
             -m * (bend * (ce * Math::kUnit + epsilon * s.q) + s.q + epsilon * s.p * s.q)};
   }
-  static constexpr Real kUnguarded = -1;  // none is: every margin goes through the operator
-  FOCAL_INLINE ValueDeriv<Real> unguarded(Real margin) const { return (*this)(margin); }
 };
 
 // value = q^gamma: what a normalized focal loss is divided by.
@@ -87,8 +96,22 @@ struct Modulator {
     const Real m = margin >= kNoMargin<Real> ? Real(0) : modulator<Math, exponent>(s.q, finite(s.minus_log_q), gamma);
     return {m * Math::kPerNat, -gamma * s.p * m};
   }
-  static constexpr Real kUnguarded = -1;
-  FOCAL_INLINE ValueDeriv<Real> unguarded(Real margin) const { return (*this)(margin); }
+};
+
+// value = q^gamma (ce - level), the level being no function of the margin: with that of the loss itself, the sum of the
+// focal losses over the sum of the modulators, the derivative is the normalized loss's times the latter sum.
+template <class Math_, Exponent exponent>
+struct NormalizedFocal {
+  using Math = Math_;
+  using Real = typename Math::Real;
+  Real gamma, level;
+
+  FOCAL_INLINE ValueDeriv<Real> operator()(Real margin) const {
+    const Logistic<Math> s(margin);
+    const Real m = margin >= kNoMargin<Real> ? Real(0) : modulator<Math, exponent>(s.q, finite(s.minus_log_q), gamma);
+    const Real ce = finite(s.minus_log_p);
+    return {m * (ce - level * Math::kPerNat), -m * (gamma * s.p * (ce * Math::kUnit - level) + s.q)};
+  }
 };
 
 // value = |t - p|^gamma (t softplus(-x) + (1 - t) softplus(x))

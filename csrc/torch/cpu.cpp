@@ -2,6 +2,7 @@
 // Order: class labels are counted and checked before anything is computed or written; dense targets are checked on the
 // way, or before where the logits would be overwritten.
 #include <algorithm>
+#include <cstring>
 #include <sstream>
 #include <vector>
 
@@ -20,21 +21,26 @@ using cpu::Task;
 // make ordinary stores wait. [4, 19, 512, 512] fp32: 20 -> 15 ms (two cores). The sigmoid's one long run gains nothing.
 constexpr int64_t kStreamBytes = 16 << 20;
 
-double read_number(const Tensor& tensor) {
-  require(tensor.numel() == 1 && tensor.is_cpu(), "a number on the CPU is needed");
+double number_at(const Tensor& tensor, int64_t index) {
+  require(tensor.is_cpu(), "a number on the CPU is needed");
   const void* data = tensor.data_ptr();
   switch (dtype_of(tensor)) {
-    case DType::kFloat32: return *static_cast<const float*>(data);
-    case DType::kFloat64: return *static_cast<const double*>(data);
-    case DType::kFloat16: return to_real<float>(*static_cast<const Half*>(data));
-    case DType::kBFloat16: return to_real<float>(*static_cast<const BFloat16*>(data));
-    case DType::kUInt8: return *static_cast<const uint8_t*>(data);
-    case DType::kInt8: return *static_cast<const int8_t*>(data);
-    case DType::kInt16: return *static_cast<const int16_t*>(data);
-    case DType::kInt32: return *static_cast<const int32_t*>(data);
-    case DType::kInt64: return static_cast<double>(*static_cast<const int64_t*>(data));
+    case DType::kFloat32: return static_cast<const float*>(data)[index];
+    case DType::kFloat64: return static_cast<const double*>(data)[index];
+    case DType::kFloat16: return to_real<float>(static_cast<const Half*>(data)[index]);
+    case DType::kBFloat16: return to_real<float>(static_cast<const BFloat16*>(data)[index]);
+    case DType::kUInt8: return static_cast<const uint8_t*>(data)[index];
+    case DType::kInt8: return static_cast<const int8_t*>(data)[index];
+    case DType::kInt16: return static_cast<const int16_t*>(data)[index];
+    case DType::kInt32: return static_cast<const int32_t*>(data)[index];
+    case DType::kInt64: return static_cast<double>(static_cast<const int64_t*>(data)[index]);
   }
   return 0;
+}
+
+double read_number(const Tensor& tensor) {
+  require(tensor.numel() == 1, "one number is needed");
+  return number_at(tensor, 0);
 }
 
 // "targets[3, 17] = 25", from a position in the targets' logical order.
@@ -119,7 +125,8 @@ Task make_task(const Problem& problem, const Inputs& inputs, const OperandTensor
   task.tensor[kGradient].stream = problem.family == Family::kSoftmax && task.tensor[kGradient] &&
                                   bytes >= kStreamBytes && task.tensor[kGradient].data != task.tensor[kLogits].data;
   set_numbers(task, problem, inputs);
-  if (inputs.gamma_is_scalar()) task.rule.gamma = read_number(*inputs.gamma);
+  if (inputs.gamma_is_scalar()) task.rule.gamma = number_at(*inputs.gamma, 0);
+  if (inputs.normalized()) task.rule.parameter[0] = number_at(*inputs.gamma, 1);
   problem.softmax() ? plan_softmax(task) : plan_elementwise(task);
   return task;
 }
@@ -141,7 +148,7 @@ struct Cpu {
   static std::tuple<Tensor, Tensor> forward(const Inputs& inputs, const std::optional<Tensor>& normalizer, double scale,
                                             const Tensor* gradient);
   static void backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& scale, bool filled,
-                       const Tensor& grad_logits);
+                       const Tensor& grad_logits, const Tensor* kept);
 };
 
 // loss and, where a gradient tensor is given, the gradient for an upstream of 1. gradient may be the logits themselves.
@@ -204,13 +211,14 @@ std::tuple<Tensor, Tensor> Cpu::forward(const Inputs& inputs, const std::optiona
     }
   }
   const double applied = scale_for(counts.counted);
-  write_number(final_scale, applied);
+  const auto counted = static_cast<double>(counts.counted * problem.elements_per_count());
+  write_number(final_scale, unreduced ? counted : applied);
   if (!unreduced) write_number(loss, total * applied);
   return {loss, final_scale};
 }
 
 void Cpu::backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& scale, bool filled,
-                   const Tensor& grad_logits) {
+                   const Tensor& grad_logits, const Tensor* kept) {
   const bool unreduced = inputs.numbers.reduction == Reduction::kNone;
   const double upstream = unreduced ? 1 : read_number(grad_loss);
   if (filled && upstream == 1) return;
@@ -222,7 +230,13 @@ void Cpu::backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& 
   Task task = make_task(problem, inputs, operands);
   if (inputs.logits.numel() == 0) return;
   task.gradient_scale = unreduced ? 1 : read_number(scale) * upstream;
-  if (!filled) expect_first_touch(grad_logits);
+  Kept which;
+  if (kept) {
+    std::memcpy(&which, kept->data_ptr(), sizeof which);
+    task.kept = &which;
+    task.gradient_scale = read_number(scale) * which.share;
+  }
+  if (!filled && grad_logits.data_ptr() != grad_loss.data_ptr()) expect_first_touch(grad_logits);
   run(task);
 }
 

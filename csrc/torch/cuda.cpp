@@ -64,7 +64,7 @@ struct Cuda {
   static std::tuple<Tensor, Tensor> forward(const Inputs& inputs, const std::optional<Tensor>& normalizer, double scale,
                                             const Tensor* gradient);
   static void backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& scale, bool filled,
-                       const Tensor& grad_logits);
+                       const Tensor& grad_logits, const Tensor* kept);
 };
 
 // loss and, where a gradient tensor is given, the gradient for an upstream of 1. gradient may be the logits themselves.
@@ -140,6 +140,7 @@ std::tuple<Tensor, Tensor> Cuda::forward(const Inputs& inputs, const std::option
   last.settled = settles;
   last.scale = task.scaling.scale;
   last.mean_of = mean && has_elements ? everything : 0;
+  last.count_of = unreduced ? everything : -1;
   last.loss = unreduced ? nullptr : loss.data_ptr();
   last.loss_dtype = dtype_of(loss);
   last.naming = naming_of(targets);
@@ -165,7 +166,7 @@ bool is_expanded_number(const Tensor& tensor) {
 }
 
 void Cuda::backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& scale, bool filled,
-                    const Tensor& grad_logits) {
+                    const Tensor& grad_logits, const Tensor* kept) {
   const Tensor& logits = inputs.logits;
   const OnDeviceOf device(logits);
   const Problem problem = describe(inputs);
@@ -174,18 +175,21 @@ void Cuda::backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor&
   inputs.for_tensors([&](const Tensor& tensor) { require_same_device(logits, tensor); });
   for (const Tensor* other : {&grad_loss, &scale, &grad_logits}) require_same_device(logits, *other);
   if (logits.numel() == 0) return;
-  const bool each = unreduced && !is_expanded_number(grad_loss);
+  const bool each = unreduced && (kept || !is_expanded_number(grad_loss));
   OperandTensors operands(inputs);
   operands.tensor[kGradient] = &grad_logits;
   operands.tensor[kUpstream] = each ? &grad_loss : nullptr;
   cuda::Task task = make_task(problem, inputs, operands);
   if (!unreduced) task.scaling.device_scale = static_cast<const double*>(scale.data_ptr());
+  if (kept) task.kept = static_cast<const Kept*>(kept->data_ptr());
   if (!each) task.scaling.upstream = grad_loss.data_ptr();
+  if (kept) task.scaling.upstream = scale.data_ptr();
   task.scaling.filled = filled;
   Reach reach;
   inputs.for_tensors([&](const Tensor& tensor) { reach.read(tensor); });
   for (const Tensor* input : {&grad_loss, &scale}) reach.read(*input);
-  reach.write(grad_logits, !filled);
+  if (kept) reach.read(*kept);
+  reach.write(grad_logits, !filled && grad_logits.data_ptr() != grad_loss.data_ptr());
   check_launch(cuda::run(task, device.stream()));
 }
 

@@ -22,13 +22,18 @@ inline HardestRule hardest_rule(const Tensor& losses, const Tensor& counted, dou
   return {keep_ratio, threshold};
 }
 
-inline void check_hardest_backward(const Tensor& upstream, const Tensor& losses, const Tensor& kept,
-                                   const Tensor& grad_losses) {
+// upstream: of the mean of those losses that are kept.
+inline void check_kept(const Tensor& losses, const Tensor& upstream, const Tensor& kept) {
   check_losses(losses);
   require(upstream.numel() == 1 && upstream.scalar_type() == losses.scalar_type(),
           "upstream must be one number of the losses' dtype");
   require(kept.numel() == kKeptNumbers && kept.scalar_type() == ScalarType::Long && kept.is_contiguous(),
           "kept must be what the forward gave");
+}
+
+inline void check_hardest_backward(const Tensor& upstream, const Tensor& losses, const Tensor& kept,
+                                   const Tensor& grad_losses) {
+  check_kept(losses, upstream, kept);
   require(grad_losses.numel() == losses.numel() && grad_losses.scalar_type() == losses.scalar_type() &&
               grad_losses.is_contiguous(),
           "grad_losses must be like the losses");

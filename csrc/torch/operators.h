@@ -1,8 +1,10 @@
 // The operators' entries, the same for every device: what the schemas pass, gathered, and the outputs' memory.
 // A Device has forward(inputs, normalizer, scale, gradient or null) -> (loss, applied scale)
-//          and backward(inputs, grad_loss, scale, filled, grad_logits). Must not know: what a device does with them.
+//          and backward(inputs, grad_loss, scale, filled, grad_logits, kept or null).
+// Must not know: what a device does with them.
 #pragma once
 
+#include "torch/hardest.h"
 #include "torch/problem.h"
 
 namespace focal::glue {
@@ -39,13 +41,17 @@ std::tuple<Tensor, Tensor> focal_loss_inplace(FOCAL_TENSORS, std::optional<Tenso
 }
 
 template <class Device, Family family>
-void focal_loss_backward(Tensor grad_loss, FOCAL_TENSORS, Tensor scale, FOCAL_NUMBERS, bool filled,
-                         Tensor grad_logits) {
+void focal_loss_backward(Tensor grad_loss, FOCAL_TENSORS, Tensor scale, FOCAL_NUMBERS, bool filled, Tensor grad_logits,
+                         std::optional<Tensor> kept) {
   const Inputs inputs = FOCAL_INPUTS;
   require(grad_logits.dim() == logits.dim() && grad_logits.numel() == logits.numel() &&
               grad_logits.scalar_type() == logits.scalar_type(),
           "grad_logits must be like the logits");
-  Device::backward(inputs, grad_loss, scale, filled, grad_logits);
+  if (kept) {
+    require(inputs.numbers.reduction == Reduction::kNone && !filled, "kept goes with unreduced losses");
+    check_kept(grad_loss, scale, *kept);
+  }
+  Device::backward(inputs, grad_loss, scale, filled, grad_logits, kept ? &*kept : nullptr);
 }
 
 #undef FOCAL_TENSORS

@@ -66,8 +66,9 @@ struct Inputs {
   std::optional<Tensor> sample_weight, scores;
   Numbers numbers;
 
-  // Whether gamma is one number that is known on the device alone.
-  bool gamma_is_scalar() const { return gamma && gamma->numel() == 1; }
+  // Whether gamma is one number for all, known on the device alone; kNormalized: with its level behind it.
+  bool gamma_is_scalar() const { return gamma && (gamma->numel() == 1 || normalized()); }
+  bool normalized() const { return numbers.loss == Loss::kNormalized; }
   // Calls visit(tensor) with every tensor there is.
   template <class Visit>
   void for_tensors(const Visit& visit) const {
@@ -138,7 +139,11 @@ inline Problem describe(const Inputs& inputs) {
   };
   require_numbers(inputs.weights, sigmoid ? 2 * problem.classes : problem.classes,
                   "weights must be contiguous numbers of the computing type, one for each class and role");
-  require_numbers(inputs.gamma, inputs.gamma_is_scalar() ? 1 : problem.classes,
+  require(inputs.gamma || !inputs.normalized(), "a normalized loss needs gamma and level");
+  require_numbers(inputs.gamma,
+                  inputs.normalized()        ? 2
+                  : inputs.gamma_is_scalar() ? 1
+                                             : problem.classes,
                   "gamma must be a contiguous number of the computing type, or one for each class");
   if (inputs.sample_weight) {
     require(is_floating(dtype_of(*inputs.sample_weight)), "sample_weight must be floating point");
@@ -154,8 +159,7 @@ inline Problem describe(const Inputs& inputs) {
   problem.dense_rule = {
       static_cast<double>(numbers.ignore_index), sigmoid ? 1 : std::numeric_limits<double>::infinity(),
       numbers.loss == Loss::kGaussian ? 1 : std::numeric_limits<float>::denorm_min(),
-      sigmoid &&
-          (numbers.loss == Loss::kShaped || numbers.loss == Loss::kModulator || numbers.loss == Loss::kAsymmetric)};
+      sigmoid && (numbers.loss == Loss::kAsymmetric || (is_of_margin(numbers.loss) && numbers.loss != Loss::kFocal))};
   return problem;
 }
 

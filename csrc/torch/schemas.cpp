@@ -1,13 +1,16 @@
 // The operators' schemas: what Python and both devices agree on. Private; the public functions check their arguments.
 //   reduction   0 none, 1 mean over counted positions, 2 sum, 3 sum / max(positives, 1)
-//   scale       in: what a sum is multiplied by (1 / a number given as normalizer); out: what the sum was multiplied by
+//   scale       in: what a sum is multiplied by (1 / a number given as normalizer); out: what the sum was multiplied by, or,
+//               of an unreduced loss, how many of its elements are counted
 //   weights     sigmoid [2, C]: of a class's positives and negatives; softmax [C]; instead of the two numbers
-//   gamma       a number on the device or [C], instead of the number fixed_gamma
+//   gamma       a number on the device or [C], instead of the number fixed_gamma; of kNormalized: gamma and the level
 //   smoothing   of labels: a positive's target is 1 - a negative's, smoothing / 2 (softmax: / C)
 //   loss        math/relatives.h; first to fourth are its parameters (of kShaped the second is the smoothing, from which
 //               the offset follows)
 //   background_index   a label that is no positive; the smallest int64: C (sigmoid), none (softmax)
 //   filled      grad_logits already holds the gradient for an upstream gradient of 1
+//   kept        of the operator hardest: then grad_loss is the unreduced losses, scale their mean's upstream gradient (of
+//               the losses' dtype), and the gradient is that of the mean; grad_logits may be the memory of the losses
 // with_gradient: the gradient for an upstream of 1 is made in the same pass; otherwise grad_logits comes back empty.
 #include <torch/csrc/stable/library.h>
 
@@ -23,7 +26,7 @@ STABLE_TORCH_LIBRARY(focal_cuda, library) {
                    ", bool with_gradient) -> (Tensor loss, Tensor scale, Tensor grad_logits)");               \
   library.def(name "_inplace(Tensor(a!) logits, " FOCAL_FORWARD ") -> (Tensor loss, Tensor scale)");          \
   library.def(name "_backward(Tensor grad_loss, Tensor logits, " FOCAL_TARGETS "Tensor scale, " FOCAL_NUMBERS \
-                   ", bool filled, Tensor(b!) grad_logits) -> ()");
+                   ", bool filled, Tensor(b!) grad_logits, Tensor? kept=None) -> ()");
   // The loss of margins and its derivative, for tests of the same numbers on every device.
   library.def("margin_probe(Tensor margin, float gamma) -> (Tensor value, Tensor deriv)");
   // A gradient that lies over its logits, times the upstream gradient; nothing happens where that is 1. CUDA alone.

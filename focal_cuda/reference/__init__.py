@@ -8,7 +8,6 @@ from .losses import sigmoid_focal_loss, softmax_focal_loss
 from .relatives import (
     asymmetric_loss,
     gaussian_focal_loss,
-    modulating_factors,
     normalized_focal_loss,
     poly_focal_loss,
     quality_focal_loss,
@@ -19,7 +18,6 @@ from .relatives import (
 __all__ = [
     "asymmetric_loss",
     "gaussian_focal_loss",
-    "modulating_factors",
     "normalized_focal_loss",
     "poly_focal_loss",
     "quality_focal_loss",

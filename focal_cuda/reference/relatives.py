@@ -195,19 +195,6 @@ def normalized_focal_loss(
     return divide((m * alpha * -logsigmoid(z)).sum(), m.sum())
 
 
-def modulating_factors(
-    logits: Tensor,
-    targets: Tensor,
-    gamma: float | Tensor = 2.0,
-    *,
-    activation: str = "sigmoid",
-    **options,
-) -> Tensor:
-    """``sum(m)``: what a normalized focal loss is divided by. Its arguments are those of that loss."""
-    batch, z, _, gamma = _read_hard(activation, logits, targets, None, gamma, Options(**options))
-    return weigh(torch.exp(gamma * log_complement(z).clamp(min=LOG_OF_ZERO)), batch).sum()
-
-
 class _Hard(NamedTuple):
     batch: Batch
     z: Tensor
