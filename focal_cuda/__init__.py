@@ -1,32 +1,40 @@
 """Focal loss, softmax and sigmoid, as fused kernels for PyTorch."""
 
-from . import reference
-from ._ops import build_info, is_available
+import sys
+
 from ._version import __version__
-from .detection import RetinaNetLoss, init_prior_bias_
-from .functional import sigmoid_focal_loss, softmax_focal_loss
-from .modules import (
-    AsymmetricLoss,
-    GaussianFocalLoss,
-    NormalizedFocalLoss,
-    PolyFocalLoss,
-    QualityFocalLoss,
-    ReducedFocalLoss,
-    SigmoidFocalLoss,
-    SoftmaxFocalLoss,
-    VarifocalLoss,
-)
-from .schedules import GammaSchedule
-from .variants import (
-    asymmetric_loss,
-    gaussian_focal_loss,
-    normalized_focal_loss,
-    poly_focal_loss,
-    quality_focal_loss,
-    reduced_focal_loss,
-    varifocal_loss,
-)
-from .weighting import class_weights
+
+try:
+    from . import reference
+    from ._ops import build_info, is_available
+    from .detection import RetinaNetLoss, init_prior_bias_
+    from .functional import sigmoid_focal_loss, softmax_focal_loss
+    from .modules import (
+        AsymmetricLoss,
+        GaussianFocalLoss,
+        NormalizedFocalLoss,
+        PolyFocalLoss,
+        QualityFocalLoss,
+        ReducedFocalLoss,
+        SigmoidFocalLoss,
+        SoftmaxFocalLoss,
+        VarifocalLoss,
+    )
+    from .schedules import GammaSchedule
+    from .variants import (
+        asymmetric_loss,
+        gaussian_focal_loss,
+        normalized_focal_loss,
+        poly_focal_loss,
+        quality_focal_loss,
+        reduced_focal_loss,
+        varifocal_loss,
+    )
+    from .weighting import class_weights
+except Exception:
+    # `python -m focal_cuda.doctor` imports this first, and is to say why it does not load. "-m": still looked for.
+    if not (sys.argv[:1] == ["-m"] and any(word.endswith("focal_cuda.doctor") for word in sys.orig_argv)):
+        raise
 
 __all__ = [
     "AsymmetricLoss",

@@ -11,7 +11,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _ops, _remedy
 
 SIGMOID = "sigmoid_focal_loss"
 SOFTMAX = "softmax_focal_loss"
@@ -34,7 +34,8 @@ def check_tensors(op: str, logits: Tensor, targets: Tensor) -> None:
     if logits.device.type not in _ops.DEVICES:
         raise NotImplementedError(
             f"{op}: expected logits on a device this build has kernels for ({', '.join(sorted(_ops.DEVICES))}), got "
-            f"{logits.device}; move them, or use focal_cuda.reference.{op}, in plain torch operations."
+            f"{logits.device}; move them, or use focal_cuda.reference.{op}, in plain torch operations. "
+            f"{_remedy.ASK_THE_DOCTOR}"
         )
     if targets.device != logits.device:
         raise ValueError(

@@ -11,22 +11,19 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import reference
+from . import _remedy, reference
 
 NO_BACKGROUND = -(2**63)
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "positives": 3}
-MINIMUM_TORCH = (2, 11)
-
-_REMEDY = (
-    "Reinstall it against this torch ({torch}): `pip install --no-build-isolation --force-reinstall --no-deps "
-    "focal_cuda`, or `make build` in a checkout."
-)
 
 
 def _load() -> None:
-    remedy = _REMEDY.format(torch=torch.__version__)
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
-        raise ImportError(f"focal_cuda: expected torch >= 2.11, got {torch.__version__}; upgrade torch.")
+    if _remedy.is_too_old(torch.__version__):
+        raise ImportError(
+            f"focal_cuda: expected torch >= {_remedy.MINIMUM_TORCH_TEXT}, got {torch.__version__}; upgrade torch. "
+            f"{_remedy.ASK_THE_DOCTOR}"
+        )
+    remedy = f"{_remedy.rebuild(torch.__version__)} {_remedy.ASK_THE_DOCTOR}"
     try:
         from . import _C  # noqa: F401  importing it registers the operators
     except ImportError as error:

@@ -15,13 +15,18 @@ import focal_cuda
 PACKAGE = Path(__file__).parent.parent / "focal_cuda"
 
 
-def import_error(code: str, cwd: Path) -> str:
-    """The message of the ImportError that `code` raises in a fresh interpreter, where only `cwd` has the package."""
-    program = f"try:\n    {code}\nexcept ImportError as error:\n    print(error)\nelse:\n    print('imported')\n"
+def run_in(cwd: Path, *arguments: str, with_torch: bool = True) -> subprocess.CompletedProcess:
+    """A fresh interpreter, where only `cwd` has the package."""
+    torch_from = [*sysconfig.get_paths().values(), *(p for p in sys.path if "-packages" in p)] if with_torch else []
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(cwd), *torch_from])}
     # -S: an editable installation hooks into the import system and would lend its extension.
-    path = os.pathsep.join([str(cwd), *sysconfig.get_paths().values(), *(p for p in sys.path if "-packages" in p)])
-    command = [sys.executable, "-S", "-c", program]
-    done = subprocess.run(command, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-S", *arguments], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def import_error(code: str, cwd: Path) -> str:
+    """The message of the ImportError that `code` raises."""
+    program = f"try:\n    {code}\nexcept ImportError as error:\n    print(error)\nelse:\n    print('imported')\n"
+    done = run_in(cwd, "-c", program)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -36,7 +41,7 @@ def copy_without_extension(tmp_path: Path) -> Path:
 def test_missing_extension_names_the_remedy(copy_without_extension: Path) -> None:
     message = import_error("import focal_cuda", copy_without_extension)
     assert "focal_cuda._C did not load" in message
-    assert "pip install" in message and "make build" in message
+    assert "pip install" in message and "make build" in message and "python -m focal_cuda.doctor" in message
 
 
 def test_broken_extension_names_cause_and_remedy(copy_without_extension: Path) -> None:
@@ -49,7 +54,8 @@ def test_broken_extension_names_cause_and_remedy(copy_without_extension: Path) -
 
 def test_old_torch_is_named_before_anything_loads(copy_without_extension: Path) -> None:
     message = import_error("import torch; torch.__version__ = '2.10.1'; import focal_cuda", copy_without_extension)
-    assert message == "focal_cuda: expected torch >= 2.11, got 2.10.1; upgrade torch."
+    assert message.startswith("focal_cuda: expected torch >= 2.11, got 2.10.1; upgrade torch. ")
+    assert "python -m focal_cuda.doctor" in message
 
 
 def test_a_device_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +63,7 @@ def test_a_device_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(focal_cuda._ops, "DEVICES", {"meta"})
     for name in ("sigmoid_focal_loss", "softmax_focal_loss"):
         with pytest.raises(
-            NotImplementedError, match=rf"{name}: expected logits on .*\(meta\), got cpu; .*reference.{name}"
+            NotImplementedError,
+            match=rf"{name}: expected logits on .*\(meta\), got cpu; .*reference.{name}.*focal_cuda\.doctor",
         ):
             getattr(focal_cuda, name)(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
