@@ -35,7 +35,7 @@ INHERIT := $(PYTHON) -c 'import sys, sysconfig; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build install demo segment test pytest cpp-test lint format bench sass sanitize clean
+.PHONY: help build install demo segment test pytest cpp-test lint format docs bench sass sanitize clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ sass: install  ## registers, spills, issue slots per element of the CUDA kernels
 gpu:  ## on a GPU machine: build, test, measure, and a verdict in 9 minutes (GPU_FLAGS=--help)
 	$(firstword $(wildcard $(PY)) $(PYTHON)) -m bench.gpu $(GPU_FLAGS)
 
+docs: install  ## the site of the documentation, in build/docs; every warning is an error
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/docs
+	@echo 'built build/docs/index.html'
+
 sanitize: install  ## C++ tests under the address and undefined behaviour sanitizers
 	@printf '\n== C++ tests under ASan and UBSan\n'
 	$(CMAKE_CONFIGURE) -B build/sanitize -DFOCAL_CUDA_SANITIZE=ON -DFOCAL_CUDA_CUDA=OFF
@@ -94,7 +98,7 @@ format: install  ## apply ruff's and clang-format's formatting
 	$(CPP_FILES) | xargs clang-format -i
 
 clean:  ## remove everything built; the environment stays (rm -r .venv)
-	rm -rf build dist *.egg-info focal_cuda/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_generated *.egg-info focal_cuda/*.so .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # --- set-up ----------------------------------------------------------------------------------------------------------
