@@ -64,9 +64,11 @@ def examine() -> Facts:
         facts.torch_error = _told(error)
         return facts
     facts.torch, facts.runtime = torch.__version__, torch.version.cuda
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
+    try:
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
             facts.gpus[torch.cuda.get_device_name(index)] = torch.cuda.get_device_capability(index)
+    except Exception as error:
+        facts.self_tests["cuda"] = _told(error)
     try:
         from . import _ops
     except Exception as error:
@@ -192,7 +194,8 @@ def _problems(facts: Facts) -> Iterator[str]:
             yield f"no {device} kernel for {', '.join(missing)}: {_remedy.rebuild(facts.torch)}"
     for device, result in facts.self_tests.items():
         if isinstance(result, str):
-            yield f"the self-test on {device} failed ({result}): {_remedy.rebuild(facts.torch)}"
+            rebuild = _remedy.rebuild(facts.torch)
+            yield f"the self-test on {device} failed ({result}). If torch.ones(1, device='{device}') works: {rebuild}"
         elif not result <= PROMISED:
             yield f"wrong numbers on {device}, a relative error of {result:.0e}: please report it, with all of this."
 

@@ -79,6 +79,15 @@ def test_named_files_exist(page: Path):
         assert (ROOT / path).exists(), f"{name(page)}: {path}"
 
 
+def test_the_line_of_a_bad_label_is_the_one_that_the_page_shows(raising_backend: str):
+    page = (ROOT / "docs" / "device-side-asserts.md").read_text()
+    masks = torch.zeros(2, 64, 64, dtype=torch.long)
+    masks[1, 32, 15] = 255
+    with pytest.raises(IndexError) as error:
+        focal_cuda.softmax_focal_loss(torch.randn(2, 19, 64, 64), masks)
+    assert f"\n{error.value}\n" in page
+
+
 # --- the site --------------------------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,24 @@ def test_the_self_test_is_quick_and_has_teeth(monkeypatch: pytest.MonkeyPatch) -
     assert "no kernel image is available" in doctor.verdict(doctor.examine())[1]
 
 
+def test_a_gpu_beside_a_build_without_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, index))  # none is built for these
+    facts = doctor.examine()
+    works, line = doctor.verdict(facts)
+    expected = "no kernels for GPU 0" if focal_cuda.build_info()["with_cuda"] else "CPU-only build"
+    assert facts.gpus == {"GPU 0": (6, 0), "GPU 1": (6, 1)} and not works and expected in line
+    assert "GPU 1, compute capability 6.1: the build has NO code for it" in doctor.report(facts)
+
+    def out_of_order(index: int) -> str:
+        raise RuntimeError("CUDA driver initialization failed")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", out_of_order)
+    assert "CUDA driver initialization failed" in doctor.verdict(doctor.examine())[1]
+
+
 @pytest.mark.parametrize("command", [("-m", "focal_cuda.doctor"), ("-mfocal_cuda.doctor",)], ids=" ".join)
 def test_without_an_extension(copy_without_extension: Path, command: tuple[str, ...]) -> None:  # noqa: F811
     last = verdict_of(run_in(copy_without_extension, *command))
@@ -135,7 +153,10 @@ def test_other_imports_of_a_broken_package_still_fail(copy_without_extension: Pa
         ({"operators": {"softmax_focal_loss": ["cuda"], "scale_": []}}, "no cpu kernel for softmax_focal_loss: "),
         ({"self_tests": {"cpu": 1e-6, "cuda": 3e-3}}, "wrong numbers on cuda, a relative error of 3e-03"),
         ({"self_tests": {"cpu": float("nan")}}, "wrong numbers on cpu"),
-        ({"self_tests": {"cpu": 1e-6, "cuda": "no memory"}}, r"self-test on cuda failed \(no memory\): "),
+        (
+            {"self_tests": {"cpu": 1e-6, "cuda": "no memory"}},
+            r"self-test on cuda failed \(no memory\). If torch.ones.*pip install",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_fix(broken: dict, expected: str) -> None:

@@ -383,6 +383,28 @@ def test_validate_checks_what_is_not_checked_by_default(op: str) -> None:
     assert torch.equal(getattr(focal_cuda, op)(X, T, validate=True), getattr(focal_cuda, op)(X, T))
 
 
+@ops
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_validate_looks_at_targets_before_any_kernel(op: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it would be too late after it: the kernel ends the process's access to the device."""
+
+    def never(*_arguments):
+        raise AssertionError("a kernel was called")
+
+    monkeypatch.setattr(focal_cuda._ops, "focal_loss", never)
+    monkeypatch.setattr(focal_cuda._values, "_VALIDATE", how == "environment")
+    told = {"validate": True} if how == "argument" else {}
+    for label in BAD_LABELS:
+        labels = torch.tensor([0, label if label != 3 else 9, 0, 0])
+        fails(IndexError, op, X, labels, **told, names=r"\[0, 3\).*got targets\[1\] = ")
+    if op == SIGMOID:
+        dense = torch.zeros_like(X)
+        dense[2, 1] = 1.5
+        fails(ValueError, op, X, dense, **told, names=r"got targets\[2, 1\] = 1.5")
+    with pytest.raises(AssertionError, match="a kernel was called"):
+        getattr(focal_cuda, op)(X, T, **told)
+
+
 def test_validate_by_environment() -> None:
     code = (
         "import torch, focal_cuda\n"
