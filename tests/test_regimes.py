@@ -12,6 +12,7 @@ from tolerance import assert_close, loss_bound
 from torch import Tensor
 
 import focal_cuda
+from focal_cuda._ohem import hardest_mean
 
 SOFTMAX, SIGMOID = "softmax_focal_loss", "sigmoid_focal_loss"
 
@@ -126,6 +127,14 @@ def test_no_kernel_is_left_out(emulation: Emulation, monkeypatch: pytest.MonkeyP
                     getattr(focal_cuda, op)(x, targets, None, gamma, reduction, **kwargs).sum().backward()
     logits, targets = batch("softmax columns", Shape((1, 193, 16)), torch.float32, "cpu")
     focal_cuda.softmax_focal_loss(one_element_further(logits), targets)
+    for dtype in DTYPES:  # a loss that is not the plain one, in rows too long for everything
+        for more in (0, 1):
+            logits, targets = batch("softmax rows", Shape((1, LONG_ROWS[-1] + more)), dtype, "cpu")
+            focal_cuda.reduced_focal_loss(logits.requires_grad_(), targets, activation="softmax").backward()
+    for dtype in (torch.float32, torch.float64):
+        losses = torch.rand(200_003, dtype=dtype, requires_grad=True)
+        for rule in ((0.3, None), (None, 0.9)):
+            hardest_mean(losses, torch.tensor(len(losses)), *rule).backward()
     for gamma in (1.5, 2.0):
         for dtype in (torch.float32, torch.float64):
             emulation.operators.margin_probe(torch.zeros(3, dtype=dtype), gamma)
