@@ -101,6 +101,8 @@ def extensions(torch, plan):
         ("FOCAL_CUDA_VERSION", text(config.version())),
         ("FOCAL_CUDA_BUILT_WITH_TORCH", text(torch.__version__)),
         ("FOCAL_CUDA_CUDA_VERSION", text(toolkit.version_text if toolkit else "")),
+        ("FOCAL_CUDA_CXX_FLAGS", text(" ".join(CXX_FLAGS))),
+        ("FOCAL_CUDA_NVCC_FLAGS", text(" ".join(config.NVCC_FLAGS) if toolkit else "")),
         ("FOCAL_CUDA_CUDA_ARCHITECTURES", text(os.environ["TORCH_CUDA_ARCH_LIST"] if toolkit else "")),
     ]
 

@@ -45,6 +45,8 @@ py::dict build_info() {
   info["built_with_torch"] = FOCAL_CUDA_BUILT_WITH_TORCH;
   info["torch_target"] = "2.11";
   info["compiler"] = __VERSION__;
+  info["compiler_flags"] = FOCAL_CUDA_CXX_FLAGS;
+  info["nvcc_flags"] = FOCAL_CUDA_NVCC_FLAGS;
   return info;
 }
 

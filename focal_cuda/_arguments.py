@@ -100,10 +100,10 @@ def check_index_targets(op: str, family: str, logits: Tensor, targets: Tensor, c
             f"got {list(targets.shape)} with logits {list(shape)}; {remedy}."
         )
     if targets.dtype not in _INDEX_DTYPES:
-        raise TypeError(
-            f"{op}: expected class index targets of an integer dtype, got {targets.dtype}; "
-            "convert them: targets.long()."
-        )
+        remedy = "convert them: targets.long()"
+        if family == SIGMOID and shape[dim] == 1:  # as a label, 0 is the class
+            remedy = f"for 0 and 1 pass dense targets: targets.unsqueeze({dim})"
+        raise TypeError(f"{op}: expected class index targets of an integer dtype, got {targets.dtype}; {remedy}.")
     return dim
 
 

@@ -44,7 +44,8 @@ def sigmoid_focal_loss(
             ``class_dim``), any shape with dense targets; any strides, none is copied. Raw scores: no sigmoid before.
         targets: class index, shaped like the logits without ``class_dim``, any integer dtype or bool: ``c`` in
             ``[0, C)`` is positive for class c and negative for the others; or dense, shaped like the logits, values
-            in [0, 1] of any dtype (strictly between: soft, by the formula above).
+            in [0, 1] of any dtype (strictly between: soft, by the formula above). With a single class the label 0 is
+            the positive one, so 0 and 1 of a binary problem are dense targets: ``[N, 1]`` for logits ``[N, 1]``.
         alpha: None (no weights), a number in [0, 1] (``alpha`` for positives, ``1 - alpha`` for negatives), or a
             tensor ``[C]`` of them.
         gamma: >= 0; 0 is binary cross entropy. A number, a 0-d tensor on the logits' device (read there: it may change

@@ -77,7 +77,7 @@ inline void check_launch(cudaError_t error) {
   if (error == cudaErrorNoKernelImageForDevice) {
     text +=
         "; this build has no kernels for the GPU's architecture: rebuild with TORCH_CUDA_ARCH_LIST set to it "
-        "(focal_cuda.build_info() lists what it has).";
+        "(`python -m focal_cuda.doctor` says which it has, and which the GPU needs).";
   }
 #endif
   throw std::runtime_error(text);
