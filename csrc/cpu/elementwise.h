@@ -24,6 +24,8 @@ class Elementwise {
         want_(wanted(task)),
         result_(task.tensor[kLoss] ? kLoss : kGradient),
         by_class_(task.tensor[kLogits].class_stride == 1 && task.classes > 1),
+        by_rows_(by_class_ && !task.gammas && !(task.tensor[kUpstream] && !task.kept) &&
+                 !(task.tensor[kSampleWeight] && task.tensor[kSampleWeight].class_stride != 0)),
         by_target_(!is_of_margin(task.rule.loss) || task.smoothing > 0),
         upstream_each_(task.tensor[kUpstream] && !task.kept),
         alike_(!task.positive_weights && !upstream_each_ && !task.tensor[kSampleWeight]),
@@ -32,9 +34,9 @@ class Elementwise {
         positions_(static_cast<int>(task.tile_positions)) {
     const int capacity = positions_ * static_cast<int>(task.tile_classes);
     Real* memory = static_cast<Real*>(
-        scratch((10 * sizeof(Real) + sizeof(int32_t)) * capacity + (sizeof(Positive) + sizeof(Run)) * positions_));
+        scratch((11 * sizeof(Real) + sizeof(int32_t)) * capacity + (sizeof(Positive) + sizeof(Run)) * positions_));
     for (Real** array :
-         {&logit_, &target_, &out_, &score_, &upstream_, &sample_, &positive_, &negative_, &lowest_, &gamma_}) {
+         {&logit_, &target_, &out_, &score_, &upstream_, &sample_, &positive_, &negative_, &lowest_, &gamma_, &own_}) {
       *array = memory;
       memory += capacity;
     }
@@ -201,10 +203,11 @@ class Elementwise {
     return codes_[p] >= 0 && c >= 0 && c < classes_ ? p * classes_ + static_cast<int>(c) : -1;
   }
 
-  // Rows of negatives, all of one weight: stretches without a positive go in one pass each; a row with a positive and an
-  // ignored one by itself.
+  // Rows of negatives that differ in the row's sample and the class's weight alone: stretches without a positive go in one
+  // pass each; a row with a positive and an ignored one by itself.
   double negatives(Real* out) {
     load_position_codes();
+    if (task_.tensor[kSampleWeight]) weigh_rows();
     int positives = 0;
     for (int p = 0; p < positions_; ++p) positives += hit(p) >= 0;
     // Where they are no exception.
@@ -216,6 +219,24 @@ class Elementwise {
     }
     if (by_target_) return Term::soft(task_, [&](const auto& loss) { return stretches<true>(loss, logit, out); });
     return Term::hard(task_, [&](const auto& loss) { return stretches<false>(loss, logit, out); });
+  }
+
+  // A row whose sample has a weight of 0 is as good as ignored. What is counted was counted before.
+  void weigh_rows() {
+    int position = 0;
+    for (int r = 0; r < run_count_; ++r) {
+      load_run(sample_ + position, task_.tensor[kSampleWeight], runs_[r].offset[kSampleWeight],
+               task_.positions.innermost().stride[kSampleWeight], static_cast<int>(runs_[r].length));
+      position += static_cast<int>(runs_[r].length);
+    }
+    for (int p = 0; p < positions_; ++p) {
+      if (sample_[p] == Real(0)) codes_[p] = kIgnored;
+      const Real* FOCAL_RESTRICT weight = lowest_ + p * classes_;
+      Real* FOCAL_RESTRICT own = own_ + p * classes_;
+      const Real sample = sample_[p];
+#pragma omp simd
+      for (int c = 0; c < classes_; ++c) own[c] = sample * weight[c];
+    }
   }
 
   template <bool soft, class Loss>
@@ -239,9 +260,14 @@ class Elementwise {
   template <bool soft, class Loss>
   double stretch(const Loss& loss, const Real* logit, Real* out, int begin, int end) const {
     if (begin == end) return 0;
-    const Real weight = lowest_[0], scale = static_cast<Real>(task_.gradient_scale);
-    const Negatives<Loss, soft> element{loss, logit + begin, lowest_target_, weight, weight * scale};
-    return map(want_, element, out + begin, end - begin);
+    const Real scale = static_cast<Real>(task_.gradient_scale);
+    const auto pass = [&](auto weight) __attribute__((always_inline)) {
+      const Negatives<Loss, soft, decltype(weight)> element{loss, logit + begin, weight, lowest_target_, scale};
+      return map(want_, element, out + begin, end - begin);
+    };
+    if (task_.tensor[kSampleWeight]) return pass(static_cast<const Real*>(own_ + begin));
+    if (task_.positive_weights) return pass(static_cast<const Real*>(lowest_ + begin));
+    return pass(Uniform<Real>{lowest_[0]});
   }
 
   template <bool soft, class Loss>
@@ -256,8 +282,10 @@ class Elementwise {
       for (int i = begin; i < end; ++i) logit_[i] = i == k ? -std::numeric_limits<Real>::infinity() : logit[i];
       others = stretch<soft>(loss, logit_, out, begin, end);
     }
-    return others + put_positive<soft>(loss, out, {k, smoothed(Real(1)), Real(1), own});
+    return others + put_positive<soft>(loss, out, {k, smoothed(Real(1)), row_sample(p), own});
   }
+
+  Real row_sample(int p) const { return task_.tensor[kSampleWeight] ? sample_[p] : Real(1); }
 
   // A target as label smoothing leaves it.
   Real smoothed(Real target) const { return lowest_target_ + (Real(1) - 2 * lowest_target_) * target; }
@@ -317,7 +345,7 @@ class Elementwise {
   double evaluate(Real* out) {
     if (task_.dense) return dense_tile(out);
     if (!by_class_) return planes(out);
-    return alike_ && !task_.gammas ? negatives(out) : own_negatives(out);
+    return by_rows_ ? negatives(out) : own_negatives(out);
   }
 
   double dense_tile(Real* out) {
@@ -403,9 +431,9 @@ class Elementwise {
   const Task& task_;
   const Want want_;
   const Operand result_;
-  // Lines along the classes; a loss of logits and targets; an upstream of its own for each element; all elements of one
+  // Lines along the classes; with nothing of their own but rows and classes; a loss of logits and targets; an upstream of its own for each element; all elements of one
   // weight, but for their targets.
-  const bool by_class_, by_target_, upstream_each_, alike_;
+  const bool by_class_, by_rows_, by_target_, upstream_each_, alike_;
   const Real lowest_target_;  // a negative's
   const Share<Real> share_;
   int positions_;
@@ -415,7 +443,7 @@ class Elementwise {
   int weights_positions_ = -1;
   DenseFindings found_;
   // Of the tile's elements: used as scratch; and what is the same for all, or else loaded or spread.
-  Real *logit_, *target_, *out_, *score_, *upstream_, *sample_, *positive_, *negative_, *lowest_, *gamma_;
+  Real *logit_, *target_, *out_, *score_, *upstream_, *sample_, *positive_, *negative_, *lowest_, *gamma_, *own_;
   Positive* places_;
   Run* runs_;
   int32_t* codes_;

@@ -117,25 +117,26 @@ FOCAL_INLINE ValueDeriv<Real> negative(const Loss& loss, Real x, Real target) {
   }
 }
 
-// Logits of sigmoid negatives. Target, weight and slope (the weight with the reduction's scale) are one for all.
+// Logits of sigmoid negatives that all take part, of one target. Weights: an array, or one number for all.
 // soft: the loss is of logits and targets, and not of margins.
-template <class Loss, bool soft>
+template <class Loss, bool soft, class Weights>
 struct Negatives {
   using Real = typename Loss::Real;
   Loss loss;
   const Real* FOCAL_RESTRICT logit;
-  Real target, weight, slope;
+  Weights weight;
+  Real target, scale;
 
   FOCAL_INLINE ValueDeriv<Real> operator()(int i) const {
     const ValueDeriv<Real> result = negative<soft>(loss, logit[i], target);
-    return {weight * result.value, slope * result.deriv};
+    return {weight[i] * result.value, weight[i] * scale * result.deriv};
   }
 };
 
-template <class Loss>
-constexpr bool kFourLoops<Negatives<Loss, false>> = true;
+template <class Loss, class Real>
+constexpr bool kFourLoops<Negatives<Loss, false, Uniform<Real>>> = true;
 
-// The same with numbers of their own. Where a sample's weight is 0 the element takes no
+// The same with a sample weight and an upstream gradient each. Where a sample's weight is 0 the element takes no
 // part, whatever its logit and its upstream gradient are.
 template <class Loss, bool soft>
 struct OwnNegatives {
