@@ -141,6 +141,7 @@ def test_meta_tensors_have_the_right_shapes(op: str) -> None:
         assert loss.is_meta and loss.shape == shape and loss.dtype == torch.float32
 
 
+@pytest.mark.native
 @ops
 @pytest.mark.parametrize(
     ("reduction", "gradient", "dynamic"),
@@ -171,6 +172,7 @@ def test_compile_without_a_graph_break(op: str, reduction: str, gradient: str, d
     assert len(compilations) == 1, "another batch size compiled again"
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_of_several_losses_in_one_graph(dynamic: bool, device: str) -> None:
     """What dynamo took up within the first loss, the second did not find."""
@@ -184,6 +186,7 @@ def test_compile_of_several_losses_in_one_graph(dynamic: bool, device: str) -> N
     assert_same(value_and_grad(lambda x: compiled(x, targets), logits), expected)
 
 
+@pytest.mark.native
 @ops
 def test_compile_of_everything_at_once(op: str, device: str) -> None:
     """A vector of alpha, a normalizer on the device, channels last, half precision, through the real compiler."""
@@ -202,6 +205,7 @@ def test_compile_of_everything_at_once(op: str, device: str) -> None:
     torch.testing.assert_close(grad, expected_grad, rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.native
 @ops
 def test_compile_of_a_module_in_training(op: str, device: str) -> None:
     name = {"softmax_focal_loss": "SoftmaxFocalLoss", "sigmoid_focal_loss": "SigmoidFocalLoss"}[op]
