@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soak
 import torch
 import torch.distributed as dist
 from calls import CALLS, FOCAL, UPSTREAM, call, calls
@@ -86,6 +87,12 @@ def test_deterministic_algorithms(name: str, device: str) -> None:
             assert_bitwise(Result(*problem.value_and_grad()), Result(*plain))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_soak_of_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `make soak`, which takes minutes."""
+    soak.main(["--minutes", "0.03"])
+    assert "memory since the warm-up: " in capsys.readouterr().out
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
