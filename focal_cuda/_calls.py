@@ -90,12 +90,17 @@ def compute(
     call = _ops.Call(op, family, oracle or op, policy, scale, numbers, options)
     if not fused:
         return call.composite_loss(logits, targets)
-    if op == family or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return _ops.focal_loss(logits, targets, parts, divisor, call)
     try:
         return _ops.focal_loss(logits, targets, parts, divisor, call)
-    except (IndexError, ValueError) as error:  # of a bad target: the kernels know the operators alone
-        raise type(error)(str(error).replace(family, op, 1)) from None
+    except (IndexError, ValueError, RuntimeError) as error:
+        text = str(error)
+        if not text.startswith(f"{family}: expected"):
+            raise
+        # Of a bad target: the kernels know the operators alone, and torch 2.15 makes a RuntimeError of a ValueError.
+        kind = IndexError if isinstance(error, IndexError) else ValueError
+        raise kind(text.replace(family, op, 1)) from None
 
 
 def _check_targets(
