@@ -10,7 +10,11 @@ TORCH ?= torch==2.13.0
 VENV_FLAGS ?=
 # Which extras of pyproject.toml to install; EXTRAS= for none.
 EXTRAS ?= dev
+# A worker for each core: most tests have one thread. Tests of one xdist_group share what takes long to make.
+PYTEST_WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 PYTEST_FLAGS ?=
+FUZZ_EXAMPLES ?= 2000
+SOAK_FLAGS ?=
 BENCH_FLAGS ?= --json --plot --report
 GPU_FLAGS ?=
 SASS_FLAGS ?=
@@ -35,12 +39,12 @@ INHERIT := $(PYTHON) -c 'import sys, sysconfig; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build install demo segment test pytest cpp-test lint format docs bench sass sanitize clean
+.PHONY: help build install demo segment test pytest fuzz soak cpp-test lint format docs bench sass sanitize wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" EXTRAS=$(EXTRAS)'
-	@echo '             VENV_FLAGS PYTEST_FLAGS BENCH_FLAGS GPU_FLAGS SASS_FLAGS DEMO_FLAGS FOCAL_CUDA_BUILD=auto|cpu|cuda MAX_JOBS'
+	@echo '             VENV_FLAGS PYTEST_WORKERS PYTEST_FLAGS FUZZ_EXAMPLES SOAK_FLAGS BENCH_FLAGS GPU_FLAGS SASS_FLAGS DEMO_FLAGS FOCAL_CUDA_BUILD=auto|cpu|cuda MAX_JOBS'
 
 demo: install  ## set up, then train a detector with three losses; writes demo.png (DEMO_FLAGS=--help)
 	$(PY) examples/dense_digits.py $(DEMO_FLAGS)
@@ -76,9 +80,21 @@ sanitize: install  ## C++ tests under the address and undefined behaviour saniti
 	cmake --build build/sanitize --parallel
 	ctest --test-dir build/sanitize --output-on-failure
 
+fuzz: install  ## hypothesis with other examples on every run (FUZZ_EXAMPLES=2000 of each kind)
+	@printf '\n== fuzz\n'
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest $(PYTEST_WORKERS) --hypothesis-profile=fuzz $(PYTEST_FLAGS) tests/test_hypothesis.py
+
+wheel: install  ## dist/: sdist and manylinux wheel, each installed into a fresh environment and tried
+	@printf '\n== distributions\n'
+	TORCH='$(TORCH)' $(PY) -m nox
+
+soak: install  ## trains, saves, loads and compares for ten minutes, memory flat (SOAK_FLAGS=--help)
+	@printf '\n== soak\n'
+	$(PY) tests/soak.py $(SOAK_FLAGS)
+
 pytest: install
 	@printf '\n== pytest\n'
-	$(PY) -m pytest $(PYTEST_FLAGS)
+	$(PY) -m pytest $(PYTEST_WORKERS) $(PYTEST_FLAGS)
 
 cpp-test: install
 	@printf '\n== C++ tests\n'

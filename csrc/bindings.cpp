@@ -1,5 +1,6 @@
 // The Python module focal_cuda._C: importing it registers the operators. It tells how it was built and gives tests a way
 // to the elementary functions and to the loss of a margin. No operator goes through it.
+#undef TORCH_TARGET_VERSION  // torch 2.11 keeps its pybind11 from whoever sets it, though none of torch is used here
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -99,14 +100,19 @@ def compute(
     if not fused:
         losses = call.composite_loss(logits, targets)
         return _ohem.hardest_mean(losses, _ohem.count(logits, targets, call), *ohem) if mined else losses
-    try:
-        if mined:
-            return _ohem.hardest_focal_loss(logits, targets, parts, ohem, call)
+    if mined:
+        route = partial(_ohem.hardest_focal_loss, ohem)
+    if torch.compiler.is_compiling():
         return route(logits, targets, parts, divisor, call)
-    except (IndexError, ValueError) as error:  # of a bad target: the kernels know the operators alone
-        if op == family:
+    try:
+        return route(logits, targets, parts, divisor, call)
+    except (IndexError, ValueError, RuntimeError) as error:
+        text = str(error)
+        if not text.startswith(f"{family}: expected"):
             raise
-        raise type(error)(str(error).replace(family, op, 1)) from None
+        # Of a bad target: the kernels know the operators alone, and torch 2.15 makes a RuntimeError of a ValueError.
+        kind = IndexError if isinstance(error, IndexError) else ValueError
+        raise kind(text.replace(family, op, 1)) from None
 
 
 def _check_targets(

@@ -71,7 +71,7 @@ def _gradient(
 
 
 def loss(logits: Tensor, targets: Tensor, parts: _ops.Parts, divisor: Tensor | None, call: _ops.Call) -> Tensor:
-    """What takes the place of _ops.focal_loss."""
+    """In the place of _ops.focal_loss."""
     assert divisor is None
     if _ops._functorch_active():
         return call.composite_loss(logits, targets)

@@ -145,8 +145,11 @@ def count(logits: Tensor, targets: Tensor, call: _ops.Call) -> Tensor:
     return torch.count_nonzero(targets != call.numbers.ignore_index) * elements
 
 
-def hardest_focal_loss(logits: Tensor, targets: Tensor, parts: _ops.Parts, rule: Rule, call: _ops.Call) -> Tensor:
-    """The mean over the hardest of the losses of an unreduced call."""
+def hardest_focal_loss(
+    rule: Rule, logits: Tensor, targets: Tensor, parts: _ops.Parts, divisor: Tensor | None, call: _ops.Call
+) -> Tensor:
+    """In the place of _ops.focal_loss: the mean over the hardest of the losses of an unreduced call."""
+    assert divisor is None
     if _ops._functorch_active() or torch.compiler.is_compiling():
         return _composed(logits, targets, parts, rule, call)
     if logits.requires_grad and torch.is_grad_enabled():

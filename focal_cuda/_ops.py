@@ -219,7 +219,8 @@ class FocalFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss):
         call = ctx.call
-        batched = not torch.compiler.is_compiling() and _is_batched(grad_loss)
+        compiling = torch.compiler.is_compiling()  # what is traced has no values to ask for
+        batched = not compiling and _is_batched(grad_loss)
         if call.policy == "inplace" and (batched or ctx.spent):
             raise RuntimeError(
                 f'{call.name}: expected one plain backward with gradient="inplace", got a second or batched one, but '
@@ -231,7 +232,7 @@ class FocalFunction(torch.autograd.Function):
         ctx.gradient = None
         filled = gradient is not None
         create_graph = torch.is_grad_enabled()
-        if filled and not create_graph and grad_loss.is_cpu and grad_loss.item() == 1.0:
+        if filled and not (create_graph or compiling) and grad_loss.is_cpu and grad_loss.item() == 1.0:
             return gradient, *_NO_GRADIENTS  # as the operator would, 5 us sooner
         logits, targets, applied, *parts = ctx.saved_tensors
         if create_graph:
@@ -241,7 +242,7 @@ class FocalFunction(torch.autograd.Function):
             gradient = logits.detach()
             if not grad_loss.is_cpu:
                 torch.ops.focal_cuda.scale_(gradient, grad_loss)  # asks on the device whether there is anything to do
-            elif grad_loss.item() != 1:
+            elif compiling or grad_loss.item() != 1:
                 gradient.mul_(grad_loss)
         else:
             if not filled:

@@ -216,6 +216,8 @@ def _size_of_normalized(logits: Tensor, targets: Tensor, upstream: Tensor, expec
     denominator = divide(numerator, expected.loss)
     of_numerator = oracle(op, logits, targets, reduction="sum", normalizer=denominator, upstream=upstream, **options)
     parts = of_numerator.grad.abs() + (expected.grad - of_numerator.grad).abs()
+    limits = precision(logits.dtype)
+    parts = parts + limits.tiny / limits.relative  # each of the two may be too small for a normal number
     if logits.dtype not in (torch.float16, torch.bfloat16):
         return 3 * parts
     info = torch.finfo(logits.dtype)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,16 +15,21 @@ from simt.emulation import Emulation
 DEVICES = ["cpu"] + (["simt"] if build.compiler() else []) + (["cuda"] if torch.cuda.is_available() else [])
 
 _emulation = pytest.StashKey[Emulation]()
+_emulated = pytest.StashKey["Emulated"]()
 
 # Derandomised: a failure must not depend on the day. No deadline: the first call of an op is a slow one.
 settings.register_profile(
     "focal_cuda",
     derandomize=True,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow],
+    max_examples=200,
 )
 settings.load_profile("focal_cuda")
+# `make fuzz`: other examples on every run. A failure says how to repeat it, and the next run begins with it.
+settings.register_profile(
+    "fuzz", derandomize=False, print_blob=True, max_examples=int(os.environ.get("FUZZ_EXAMPLES", 2000))
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,6 +47,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         backend = "simt" if "emulation" in getattr(item, "fixturenames", ()) else backend
         emulated_in_vain = backend == "simt" and item.get_closest_marker("native")
         (left if emulated_in_vain or (wanted != [""] and backend not in wanted) else kept).append(item)
+        # What takes a module of tests long to make is made by one worker of pytest-xdist.
+        fixtures = getattr(item, "_fixtureinfo", None)
+        if fixtures and any(made[-1].scope == "module" for made in fixtures.name2fixturedefs.values()):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
     config.hook.pytest_deselected(items=left)
     items[:] = kept
 
@@ -48,11 +59,43 @@ def pytest_configure(config: pytest.Config) -> None:
     """Without another choice by -m, the tests that need many gigabytes wait for `pytest -m large`."""
     if not config.option.markexpr:
         config.option.markexpr = "not large"
+    if worker := getattr(config, "workerinput", None):  # of pytest-xdist: they share the cores
+        torch.set_num_threads(max(torch.get_num_threads() // worker["workercount"], 1))
+
+
+class Emulated(NamedTuple):
+    """What the emulation has run, in this process or in all workers."""
+
+    launches: int = 0
+    launched: frozenset[str] = frozenset()
+    kernels: frozenset[str] = frozenset()
+    seed: int = 0
+
+    def __add__(self, other: Emulated) -> Emulated:
+        return Emulated(
+            self.launches + other.launches, self.launched | other.launched, self.kernels | other.kernels, other.seed
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if ran := session.config.stash.get(_emulation, None):
+        emulated = Emulated(ran.launches, frozenset(ran.kernels(launched=True)), frozenset(ran.kernels()), ran.seed)
+        session.config.stash[_emulated] = emulated
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["emulated"] = pickle.dumps(emulated).hex()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended."""
+    if told := getattr(node, "workeroutput", {}).get("emulated"):
+        stash = node.config.stash
+        stash[_emulated] = stash.get(_emulated, Emulated()) + pickle.loads(bytes.fromhex(told))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if ran := config.stash.get(_emulation, None):
-        kernels = f"{len(ran.kernels(launched=True))} of {len(ran.kernels())} CUDA kernels"
+    if ran := config.stash.get(_emulated, None):
+        kernels = f"{len(ran.launched)} of {len(ran.kernels)} CUDA kernels"
         terminalreporter.write_line(f"simt: {ran.launches} launches of {kernels}, emulated with seed {ran.seed}")
     elif "simt" not in DEVICES:
         terminalreporter.write_line("simt: no C++ compiler, so no CUDA kernel was emulated")

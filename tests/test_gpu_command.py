@@ -217,7 +217,7 @@ def test_the_build_is_for_what_is_there(session, calls, monkeypatch):
     assert environment == {"FOCAL_CUDA_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "native", "MAX_JOBS": "16"}
 
 
-@pytest.mark.parametrize("installed", ({"pytest"}, {"pytest", "xdist", "pytest_timeout"}, set()), ids=str)
+@pytest.mark.parametrize("installed", ({"pytest"}, {"pytest", "xdist", "pytest_timeout"}, set()), ids=len)
 def test_the_tests_use_what_is_installed(session, calls, monkeypatch, installed):
     seen, answers = calls
     monkeypatch.setattr(gpu, "_has", lambda module: module in installed)

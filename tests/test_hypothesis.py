@@ -7,16 +7,20 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import test_options
+import test_variants
 import torch
 from cases import DTYPES, GAMMAS, INDEX_DTYPES, Shape, make_dense, make_index, make_logits, make_trained_logits
-from compare import check
-from hypothesis import given, settings
+from combinations import ALL, SIGMOID, SOFTMAX
+from compare import check, hold
+from hypothesis import assume, given
 from simt.emulation import Emulation
 from torch import Tensor
 
 # Nothing, one, below, at and above the lengths of vectors and tiles, primes.
 SIZES = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 67, 127, 128, 129, 257]
 LARGEST = 30_000
+SPECIAL_OF_OPTIONS = [None, None, 1e4, -1e4, 65504.0, -0.0, 1e-40]
 SPECIAL = [None, None, math.nan, -math.inf, 1e4, -1e4, 65504.0, -0.0, 1e-40]
 
 
@@ -49,7 +53,7 @@ def views(draw: st.DrawFn, x: Tensor) -> Tensor:
 
 @st.composite
 def problems(draw: st.DrawFn, op: str) -> tuple[tuple, dict[str, Any]]:
-    softmax = op == "softmax_focal_loss"
+    softmax = op == SOFTMAX
     dense = not softmax and draw(st.booleans())
     soft = dense and draw(st.booleans())
     size, class_dim = draw(sizes(2 if softmax else 1))
@@ -94,9 +98,24 @@ def problems(draw: st.DrawFn, op: str) -> tuple[tuple, dict[str, Any]]:
     return (draw(views(logits)), draw(views(targets)), alpha, gamma, reduction), kwargs
 
 
+@st.composite
+def calls(draw: st.DrawFn, op: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """A loss with options: any choice for each, and special values."""
+    axes = test_variants.axes_of(op) if op in ALL else test_options.AXES[op]
+    row = {name: draw(st.sampled_from(values)) for name, values in axes.items() if name != "shape"}
+    assume(test_variants.go_together(row) if op in ALL else test_options.go_together(op, row))
+    row["shape"] = Shape(*draw(sizes(2)))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    made = test_variants.arguments if op in ALL else test_options.arguments
+    logits, targets, options = made(op, row, "cpu")
+    special = draw(st.sampled_from(SPECIAL_OF_OPTIONS))
+    if special is not None and not options.get("from_probabilities"):
+        logits = torch.where(torch.rand(logits.shape) < 0.02, special, logits)
+    return draw(views(logits)), draw(views(targets)), options
+
+
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("op", ["softmax_focal_loss", "sigmoid_focal_loss"])
-@settings(max_examples=400)
+@pytest.mark.parametrize("op", [SOFTMAX, SIGMOID])
 @given(data=st.data(), threads=st.sampled_from([1, 2, 4]))
 def test_anything(op: str, data: st.DataObject, threads: int) -> None:
     arguments, kwargs = data.draw(problems(op), label="problem")
@@ -105,13 +124,25 @@ def test_anything(op: str, data: st.DataObject, threads: int) -> None:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("op", ["softmax_focal_loss", "sigmoid_focal_loss"])
-@settings(max_examples=400)
+@pytest.mark.parametrize("op", [SOFTMAX, SIGMOID, *ALL])
+@given(data=st.data(), threads=st.sampled_from([1, 2, 4]))
+def test_any_options(op: str, data: st.DataObject, threads: int) -> None:
+    logits, targets, options = data.draw(calls(op), label="call")
+    torch.set_num_threads(threads)
+    hold(op, logits, targets, **options)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("op", [SOFTMAX, SIGMOID, *ALL])
 @given(data=st.data())
 def test_anything_on_a_gpu(op: str, data: st.DataObject, emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Emulated."""
-    arguments, kwargs = data.draw(problems(op), label="problem")
     torch.set_num_threads(1)
     with monkeypatch.context() as patch:
         emulation.use(patch)
-        check(op, *arguments, **kwargs)
+        if op in (SOFTMAX, SIGMOID) and data.draw(st.booleans()):
+            arguments, kwargs = data.draw(problems(op), label="problem")
+            check(op, *arguments, **kwargs)
+        else:
+            logits, targets, options = data.draw(calls(op), label="call")
+            hold(op, logits, targets, **options)

@@ -65,6 +65,7 @@ SOFTMAX_AXES = (
         "alpha": [None, 1.7, "classes"],
     }
 )
+AXES = {SIGMOID: SIGMOID_AXES, SOFTMAX: SOFTMAX_AXES}
 EXTRAS: dict[str | None, dict[str, Any]] = {
     None: {},
     "smoothed": {"label_smoothing": 0.1},
@@ -116,11 +117,7 @@ def arguments(op: str, row: dict[str, Any], device: str) -> tuple[Tensor, Tensor
     return logits, targets, options
 
 
-ROWS = [
-    (op, row)
-    for op, axes in ((SIGMOID, SIGMOID_AXES), (SOFTMAX, SOFTMAX_AXES))
-    for row in pairwise(axes, lambda row, op=op: go_together(op, row))
-]
+ROWS = [(op, row) for op, axes in AXES.items() for row in pairwise(axes, lambda row, op=op: go_together(op, row))]
 ops = pytest.mark.parametrize("op", [SIGMOID, SOFTMAX])
 
 
@@ -133,7 +130,7 @@ def test_together(op: str, row: dict[str, Any], device: str) -> None:
 
 def test_any_two_choices_meet() -> None:
     """But those that go with nothing."""
-    for op, axes in ((SIGMOID, SIGMOID_AXES), (SOFTMAX, SOFTMAX_AXES)):
+    for op, axes in AXES.items():
         rows = [row for name, row in ROWS if name == op]
         for a, b in itertools.combinations(axes, 2):
             met = [(row[a], row[b]) for row in rows]

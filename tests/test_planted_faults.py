@@ -3,7 +3,6 @@ of their text. Faults in toy kernels are in tests/simt/test_simt.cpp; every barr
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,24 +64,11 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def planted(emulation: Emulation, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[str]]:
-    """What is said of each, in the making, two at a time."""
-
-    def found(fault: Fault, folder: Path) -> str:
-        return mutants.problem_of(
-            mutants.plant(folder, fault.file, fault.old, fault.new, (fault.source,)), fault.engine
-        )
-
-    pool = ThreadPoolExecutor(2)
-    return {
-        name: pool.submit(found, fault, tmp_path_factory.mktemp("planted") / "fault") for name, fault in FAULTS.items()
-    }
-
-
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_noticed(name: str, planted: dict[str, Future[str]]) -> None:
-    assert planted[name].result().startswith(FAULTS[name].engine)
+def test_a_planted_fault_is_noticed(name: str, emulation: Emulation, tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    library = mutants.plant(tmp_path / "fault", fault.file, fault.old, fault.new, (fault.source,))
+    assert mutants.problem_of(library, fault.engine).startswith(fault.engine)
 
 
 def test_without_a_fault_nothing_is_noticed(emulation: Emulation) -> None:

@@ -129,7 +129,8 @@ struct QualityFocal {
     const Real ce =
         (target > Real(0) ? target * s.minus_log_p : Real(0)) + (other > Real(0) ? other * s.minus_log_q : Real(0));
     const Real m = power<Math, exponent>(distance, gamma);
-    const Real bend = ratio<Math>(gamma * s.p * s.q * finite(ce) * Math::kUnit, distance, Real(0));
+    // In this order: of a hit t = 1 q ce is too small for a number, where q / |t - p| is 1.
+    const Real bend = gamma * ratio<Math>(s.p * s.q, distance, Real(0)) * finite(ce) * Math::kUnit;
     return {m * ce, m * (above + (above >= Real(0) ? bend : -bend))};
   }
 };

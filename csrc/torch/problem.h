@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <limits>
 #include <optional>
@@ -247,14 +248,13 @@ inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_
   // The shim, not the boxed operator: 0.4 us instead of 1.6 for a scalar.
   AtenTensorHandle handle;
   int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   const int32_t code = dtype == ScalarType::Double     ? aoti_torch_dtype_float64()
                        : dtype == ScalarType::Half     ? aoti_torch_dtype_float16()
                        : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                                                        : aoti_torch_dtype_float32();
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(rank, sizes, strides, code, device_type, device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes, strides, code, device_type, device_index, &handle));
   return Tensor(handle);
 }
 

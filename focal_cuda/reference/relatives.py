@@ -105,7 +105,9 @@ def gaussian_focal_loss(
     at_object = t == 1
     weight = torch.where(at_object, pos_weight, neg_weight * (1 - t) ** gamma)
     loss = weight * focal(torch.where(at_object, x, -x), alpha)
-    return reduce(loss, batch._replace(positives=(batch.counted & at_object).sum()), reduction, normalizer)
+    if targets.dim() == logits.dim():  # also of those whose weight is 0
+        batch = batch._replace(positives=(batch.counted & (targets == 1)).sum())
+    return reduce(loss, batch, reduction, normalizer)
 
 
 def asymmetric_loss(
