@@ -26,9 +26,10 @@ def _load(module: str) -> ModuleType | Exception:
 
 @cache
 def _name_operators_of_torchvision() -> torch.library.Library:
-    """A build for another torch has Python code that works, but for naming an operator which that does not have."""
+    """A build for another torch has Python code that works, but for naming operators which that does not have."""
     library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library
 
 

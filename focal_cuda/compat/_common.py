@@ -77,11 +77,11 @@ def over(reduction: str, count: int) -> dict[str, object]:
     return {"reduction": "sum", "normalizer": max(count, 1)} if reduction == "mean" else {"reduction": reduction}
 
 
-def in_dtype(loss: Tensor, *operands: Tensor | None) -> Tensor:
-    """The loss in the dtype of what a library would multiply; autocast has all of them return float32."""
+def in_dtype(loss: Tensor, *operands: object) -> Tensor:
+    """The loss in the dtype of the tensors a library would multiply; autocast has all of them return float32."""
     dtype = operands[0].dtype
     for operand in operands[1:]:
-        if operand is not None and operand.dtype != dtype:
+        if isinstance(operand, Tensor) and operand.dtype != dtype:
             dtype = torch.promote_types(dtype, operand.dtype)
     if loss.dtype == dtype or torch.is_autocast_enabled(loss.device.type):
         return loss

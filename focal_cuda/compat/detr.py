@@ -23,7 +23,7 @@ def sigmoid_focal_loss(
         gamma: >= 0.
 
     Returns:
-        A scalar, in the dtype of inputs and targets promoted.
+        A scalar, in the dtype of inputs, targets and a tensor num_boxes promoted.
 
     Raises:
         TypeError, ValueError: as :func:`focal_cuda.sigmoid_focal_loss`.
@@ -33,4 +33,4 @@ def sigmoid_focal_loss(
         inputs, targets, alpha_or_none(alpha), gamma, "sum", ignore_index=NOTHING,
         normalizer=num_boxes * max(inputs.shape[1], 1),
     )  # fmt: skip
-    return in_dtype(loss, inputs, targets)
+    return in_dtype(loss, inputs, targets, num_boxes)

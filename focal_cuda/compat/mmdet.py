@@ -23,7 +23,7 @@ class _Loss(nn.Module):
         self.reduction = reduction
         self.loss_weight = loss_weight
 
-    def finish(self, loss: Tensor, *operands: Tensor | None) -> Tensor:
+    def finish(self, loss: Tensor, *operands: object) -> Tensor:
         return in_dtype(loss if self.loss_weight == 1 else loss * self.loss_weight, *operands)
 
 
@@ -65,7 +65,7 @@ class FocalLoss(_Loss):
             sample_weight=as_rows(weight, pred),
             **reduction_of(op, self.reduction, reduction_override, avg_factor, pred.numel()),
         )  # fmt: skip
-        return self.finish(loss, pred, weight)
+        return self.finish(loss, pred, weight, avg_factor)
 
 
 class QualityFocalLoss(_Loss):
@@ -113,7 +113,7 @@ class QualityFocalLoss(_Loss):
         loss = variants.quality_focal_loss(
             logits, target, scores, self.beta, ignore_index=NOTHING, sample_weight=weight, **kinds
         )
-        return self.finish(loss.sum(1) if kinds["reduction"] == "none" else loss, pred, weight)
+        return self.finish(loss.sum(1) if kinds["reduction"] == "none" else loss, pred, weight, avg_factor)
 
 
 class VarifocalLoss(_Loss):
@@ -153,7 +153,7 @@ class VarifocalLoss(_Loss):
             sample_weight=broadcast(weight, pred),
             **reduction_of(op, self.reduction, reduction_override, avg_factor, pred.numel()),
         )  # fmt: skip
-        return self.finish(loss, pred, weight)
+        return self.finish(loss, loss, weight, avg_factor)
 
 
 class GaussianFocalLoss(_Loss):
@@ -205,9 +205,9 @@ class GaussianFocalLoss(_Loss):
             peak = target == 1
             weights = torch.where(peak, self.pos_weight, of_negatives)
             weights = weights if weight is None else weights * broadcast(weight, pred)
-            return self.finish(binary(pred, peak, weights), pred, target, weight)
+            return self.finish(binary(pred, peak, weights), pred, target, weight, avg_factor)
         if pos_labels is None:
             raise ValueError(f"{op}: expected pos_labels with pos_inds, got None; pass the class of each positive.")
         at_positives = pred[pos_inds].gather(1, pos_labels.unsqueeze(1))
         positives = self.pos_weight * binary(at_positives, torch.ones_like(at_positives), None)
-        return self.finish(positives + binary(pred, torch.zeros_like(pred), of_negatives), pred, target)
+        return self.finish(positives + binary(pred, torch.zeros_like(pred), of_negatives), pred, target, avg_factor)

@@ -85,7 +85,7 @@ class FocalLoss(nn.Module):
             pred, target, self.alpha, self.gamma, ignore_index=ignore_index, mask=mask, sample_weight=weights,
             **reduction_of("mmseg.FocalLoss", self.reduction, reduction_override, avg_factor, pred.numel()),
         )  # fmt: skip
-        return in_dtype(loss if self.loss_weight == 1 else loss * self.loss_weight, pred, weight)
+        return in_dtype(loss if self.loss_weight == 1 else loss * self.loss_weight, pred, weight, avg_factor)
 
     @property
     def loss_name(self) -> str:

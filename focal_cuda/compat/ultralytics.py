@@ -17,7 +17,7 @@ class FocalLoss(nn.Module):
     """As ``ultralytics.utils.loss.FocalLoss``: ``loss.mean(1).sum()``; see :func:`focal_cuda.sigmoid_focal_loss`.
 
     alpha: <= 0 for none; a list has one number for each class, which is the last dimension. ``loss(pred, label)``:
-    logits ``[N, M, ...]``, and floating targets of their shape. Returns a scalar in their dtypes promoted.
+    logits ``[N, M, ...]``, and floating targets of their shape. Returns a scalar in the dtype of label.
     """
 
     def __init__(self, gamma: float = 1.5, alpha: float | Sequence[float] = 0.25) -> None:
@@ -38,7 +38,7 @@ class FocalLoss(nn.Module):
             pred, label, self.alpha, self.gamma, "sum", class_dim=-1, ignore_index=NOTHING,
             normalizer=max(pred.shape[1], 1),
         )  # fmt: skip
-        return in_dtype(loss, pred, label)
+        return in_dtype(loss, label)
 
 
 class VarifocalLoss(nn.Module):
@@ -46,7 +46,7 @@ class VarifocalLoss(nn.Module):
 
     ``loss(pred_score, gt_score, label)``: logits ``[N, M, ...]``, and scores and one-hot labels of their shape.
     Positives with a score of 0 have no loss, neither as positives nor as negatives; scores are looked at where the
-    label is 1. Returns a float32 scalar.
+    label is 1. Returns a scalar, float32 unless one of the three is float64.
     """
 
     def __init__(self, gamma: float = 2.0, alpha: float = 0.75) -> None:
@@ -60,7 +60,8 @@ class VarifocalLoss(nn.Module):
         check_dense(op, pred_score, label)
         ignored = -1
         targets = gt_score.masked_fill(label - gt_score == 1, ignored)
-        return variants.varifocal_loss(
+        loss = variants.varifocal_loss(
             pred_score, targets, None, self.alpha, self.gamma, "sum", ignore_index=ignored,
             normalizer=max(pred_score.shape[1], 1),
-        ).float()  # fmt: skip
+        )  # fmt: skip
+        return in_dtype(loss, loss, gt_score, label)
