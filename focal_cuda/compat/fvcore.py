@@ -65,8 +65,11 @@ def sigmoid_focal_loss_star(
     if gamma == 0:
         raise ValueError(f"{op}: expected gamma > 0, by which the loss is divided, got 0; 1 is cross entropy.")
     steep = inputs if gamma == 1 else inputs * gamma
-    loss = functional.sigmoid_focal_loss(steep, targets, alpha_or_none(alpha), 0.0, reduction, ignore_index=NOTHING)
-    return (loss if gamma == 1 else loss / gamma).float()
+    kinds = {"reduction": reduction}
+    if reduction in ("mean", "sum"):
+        kinds = {"reduction": "sum", "normalizer": gamma * (max(inputs.numel(), 1) if reduction == "mean" else 1)}
+    loss = functional.sigmoid_focal_loss(steep, targets, alpha_or_none(alpha), 0.0, ignore_index=NOTHING, **kinds)
+    return (loss / gamma if reduction == "none" else loss).float()
 
 
 # The originals are scripted; these need it as little as the others.

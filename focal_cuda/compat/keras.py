@@ -40,26 +40,23 @@ class _Loss(nn.Module):
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
 
     def forward(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        y_pred = torch.as_tensor(y_pred)
-        y_true = torch.as_tensor(y_true, device=y_pred.device)
+        if not (isinstance(y_pred, Tensor) and isinstance(y_true, Tensor)):  # arrays will do
+            y_pred = torch.as_tensor(y_pred)
+            y_true = torch.as_tensor(y_true, device=y_pred.device)
         if y_true.dim() == y_pred.dim() - 1 and y_pred.shape[-1] == 1:
             y_true = y_true.unsqueeze(-1)
         elif y_pred.dim() == y_true.dim() - 1 and y_true.shape[-1] == 1:
             y_true = y_true.squeeze(-1)
         check_dense(f"keras.{type(self).__name__}", y_pred, y_true, rank=1)
-        samples = y_pred.numel() // max(y_pred.shape[self.axis], 1)
-        weights, count = None, samples
-        if sample_weight is not None:
-            weights = self._of_samples(sample_weight, y_pred)
-            if self.reduction == "mean_with_sample_weight":
-                count = weights.sum() * (samples / max(weights.numel(), 1))
+        weights = None if sample_weight is None else self._of_samples(sample_weight, y_pred)
         if self.reduction in (None, "none"):
-            return self.losses(y_true, y_pred, weights, reduction="none").to(self.dtype)
-        if self.reduction == "sum":
-            count = 1
-        elif not isinstance(count, Tensor):
-            count = max(count, 1)
-        return self.losses(y_true, y_pred, weights, reduction="sum", normalizer=count).to(self.dtype)
+            kinds = {"reduction": "none"}
+        else:
+            count = 1 if self.reduction == "sum" else max(y_pred.numel() // max(y_pred.shape[self.axis], 1), 1)
+            if self.reduction == "mean_with_sample_weight" and weights is not None:
+                count = weights.sum() * (count / max(weights.numel(), 1))
+            kinds = {"reduction": "sum", "normalizer": count}
+        return self.losses(y_true, y_pred, weights, **kinds).to(self.dtype)
 
     def _of_samples(self, sample_weight: Tensor, y_pred: Tensor) -> Tensor:
         """With the dimension of the classes: a weight for each sample, which may have a last dimension of 1."""

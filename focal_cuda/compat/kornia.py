@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import functional
+from .. import _ops, _values, functional
 from ._common import (
     NOTHING,
     along_classes,
@@ -72,8 +72,8 @@ def binary_focal_loss_with_logits(
 
     Args:
         pred: logits ``[N, C, ...]``.
-        target: of the same shape, in [0, 1]. Floating targets may be soft, which takes a pass for each term; pass hard
-            ones as bool or integers.
+        target: of the same shape, in [0, 1]. Soft ones take a pass for each term; and so do floating ones on a GPU,
+            where nobody looks whether they are soft: pass bool or integers if you can.
         alpha: of positives, in [0, 1]; None for none.
         gamma: >= 0.
         reduction: ``"none"``, ``"mean"`` over all elements, ignored ones included, or ``"sum"``.
@@ -95,7 +95,7 @@ def binary_focal_loss_with_logits(
     of_class = along_classes(weight, pred)
     common = {"pos_weight": pos_weight, "ignore_index": ignore_index, **over(reduction, pred.numel())}
     alpha = number(alpha)
-    if not target.is_floating_point():
+    if not target.is_floating_point() or _known_as_hard(target):
         loss = functional.sigmoid_focal_loss(pred, target, alpha, gamma, sample_weight=of_class, **common)
     else:
 
@@ -108,6 +108,11 @@ def binary_focal_loss_with_logits(
         counted = target != ignore_index
         loss = term(True, torch.where(counted, target, 0.0)) + term(False, torch.where(counted, 1 - target, 0.0))
     return in_dtype(loss, pred, target, pos_weight, weight)
+
+
+def _known_as_hard(target: Tensor) -> bool:
+    """Whether a look at floating targets, free on the CPU, finds 0, 1 and an ignored label alone."""
+    return _values.on_cpu(target) and not _ops._functorch_active() and torch.equal(target, target.round())
 
 
 class _Weighted(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
@@ -39,7 +39,7 @@ def sigmoid_focal_loss(
     op = "mmcv.sigmoid_focal_loss"
     check_rows(op, input, target)
     check_class_weight(op, "weight", weight, input.shape[1])
-    rows = None if weight is None else torch.cat((weight, weight.new_ones(1)))[target.long()]
+    rows = None if weight is None else F.pad(weight, (0, 1), value=1.0)[target.long()]
     loss = functional.sigmoid_focal_loss(
         input, target, alpha, gamma, ignore_index=NOTHING, sample_weight=rows, **over(reduction, len(input))
     )

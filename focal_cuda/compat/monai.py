@@ -72,27 +72,28 @@ class FocalLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         op = "monai.FocalLoss"
         several = input.dim() > 1 and input.shape[1] > 1
-        for option, asked in (("to_onehot_y=True", self.to_onehot_y), ("include_background=False", self._drops)):
-            if asked and not several:
-                warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=2)
-        valid = self._valid(target)
+        labelled, drops = self.to_onehot_y and several, self._drops and several
+        if not several and (self.to_onehot_y or self._drops):
+            option = "to_onehot_y=True" if self.to_onehot_y else "include_background=False"
+            warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=2)
+        valid = None if self.ignore_index is None else self._valid(target)
         background = NOTHING
-        if self.to_onehot_y and several:
+        if labelled:
             if target.dim() != input.dim() or target.shape[1] != 1:
                 raise ValueError(
                     f"{op}: expected targets [B, 1, ...] with to_onehot_y=True, got {list(target.shape)}; add the "
                     "dimension of the classes: target.unsqueeze(1)."
                 )
-            labels = target.squeeze(1)
-            target = labels.long() if labels.is_floating_point() else labels
-        if self._drops and several:
-            if target.dim() == input.dim():
-                target = target[:, 1:]
-            else:  # the class that is left out is no class
+            target = target.squeeze(1)
+            target = target.long() if target.is_floating_point() else target
+        if drops:
+            input = input[:, 1:]
+            if labelled:  # the class that is left out is no class
                 background = -1
                 target = target.long() - 1
-            input = input[:, 1:]
-        if target.dim() == input.dim():
+            else:
+                target = target[:, 1:]
+        if not labelled:
             check_dense(op, input, target)
         return (self._softmax if self.use_softmax else self._sigmoid)(input, target, valid, background).float()
 
@@ -100,10 +101,8 @@ class FocalLoss(nn.Module):
     def _drops(self) -> bool:
         return not self.include_background
 
-    def _valid(self, target: Tensor) -> Tensor | None:
+    def _valid(self, target: Tensor) -> Tensor:
         """[B, 1, ...]: whether a position is not ignored."""
-        if self.ignore_index is None:
-            return None
         if target.shape[1] == 1:
             return target != self.ignore_index
         if 0 <= self.ignore_index < target.shape[1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,19 +86,18 @@ class FocalLoss(nn.Module):
                     f"{op}: expected as many targets as logits {list(logits.shape)}, got {list(y_true.shape)}; "
                     "reshape them."
                 )
-            logits, y_true = logits.reshape(-1, 1), y_true.reshape(-1, 1)
+            y_true = y_true.reshape(logits.shape)
         elif self.mode == "multilabel":
             check_dense(op, logits, y_true, rank=2)
         loss = (self._normalized if self.normalized else self._loss)(logits, y_true)
-        return in_dtype(loss.view(y_pred.shape) if self.reduction == "none" else loss, y_pred, self.class_weights)
-
-    def _options(self) -> dict[str, object]:
-        ignored = NOTHING if self.ignore_index is None else self.ignore_index
-        return {"alpha": self.alpha, "gamma": self.gamma, "ignore_index": ignored}
+        return in_dtype(loss, y_pred, self.class_weights)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        classes = max(logits.shape[1], 1)
-        options = {**self._options(), "reduction": "sum", "normalizer": classes}
+        classes = 1 if self.mode == "binary" else max(logits.shape[1], 1)
+        ignored = NOTHING if self.ignore_index is None else self.ignore_index
+        options = {
+            "alpha": self.alpha, "gamma": self.gamma, "ignore_index": ignored, "reduction": "sum", "normalizer": classes
+        }  # fmt: skip
         if self.reduction in ("mean", "none"):
             options |= {"reduction": self.reduction, "normalizer": None}
         elif self.reduction == "batchwise_mean" and self.mode != "binary" and self.ignore_index is None:
@@ -113,19 +112,26 @@ class FocalLoss(nn.Module):
     def _normalized(self, logits: Tensor, targets: Tensor) -> Tensor:
         """By class, each over its own sum of factors. A mean divides by the number of elements once more."""
         losses = []
-        for c in range(logits.shape[1]):
-            of_class = targets == c if targets.dim() < logits.dim() else targets[:, c]
-            counted = targets != self.ignore_index if targets.dim() < logits.dim() else of_class != self.ignore_index
-            mask = None if self.ignore_index is None else counted
-            options = {**self._options(), "ignore_index": NOTHING, "mask": mask, "class_dim": 0}
-            loss = variants.normalized_focal_loss(logits[:, c], of_class, **options)
-            count = of_class.numel() if mask is None else counted.sum().clamp(min=1)
+        for x, t, counted in self._classes(logits, targets):
+            mask = None if self.ignore_index is None else counted != self.ignore_index
+            loss = variants.normalized_focal_loss(
+                x, t, self.alpha, self.gamma, class_dim=0, ignore_index=NOTHING, mask=mask
+            )
             if self.reduction == "mean":
-                loss = loss / max(count, 1) if mask is None else loss / count
+                loss = loss / (max(t.numel(), 1) if mask is None else mask.sum().clamp(min=1))
             elif self.reduction == "batchwise_mean" and mask is None and self.mode != "binary":
-                loss = loss / max(of_class[:1].numel(), 1)
+                loss = loss / max(t[:1].numel(), 1)
             losses.append(loss)
         losses = torch.stack(losses)
         if self.class_weights is None:
             return losses.mean()
         return (losses * self.class_weights).sum() / self.class_weights.sum()
+
+    def _classes(self, logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each class the logits, the binary targets, and what may hold the ignored label."""
+        if self.mode == "binary":
+            yield logits, targets, targets
+        else:
+            for c in range(logits.shape[1]):
+                of_class = targets == c if self.mode == "multiclass" else targets[:, c]
+                yield logits[:, c], of_class, targets if self.mode == "multiclass" else of_class

@@ -45,8 +45,8 @@ class VarifocalLoss(nn.Module):
     """As ``ultralytics.utils.loss.VarifocalLoss``: ``loss.mean(1).sum()``; see :func:`focal_cuda.varifocal_loss`.
 
     ``loss(pred_score, gt_score, label)``: logits ``[N, M, ...]``, and scores and one-hot labels of their shape.
-    Positives with a score of 0 have no loss, neither as positives nor as negatives; scores are looked at where the
-    label is 1. Returns a scalar, float32 unless one of the three is float64.
+    Positives with a score of 0 have no loss, neither as positives nor as negatives; scores where the label is 0 are out
+    of place. Returns a scalar, float32 unless one of the three is float64.
     """
 
     def __init__(self, gamma: float = 2.0, alpha: float = 0.75) -> None:
@@ -59,7 +59,7 @@ class VarifocalLoss(nn.Module):
         check_dense(op, pred_score, gt_score, rank=2)
         check_dense(op, pred_score, label)
         ignored = -1
-        targets = gt_score.masked_fill(label - gt_score == 1, ignored)
+        targets = gt_score.masked_fill(label.logical_xor(gt_score), ignored)
         loss = variants.varifocal_loss(
             pred_score, targets, None, self.alpha, self.gamma, "sum", ignore_index=ignored,
             normalizer=max(pred_score.shape[1], 1),
