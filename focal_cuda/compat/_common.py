@@ -29,6 +29,16 @@ def check_dense(op: str, inputs: Tensor, targets: Tensor, floating: bool = False
         )
 
 
+def check_indices(op: str, inputs: Tensor, targets: Tensor) -> None:
+    """Class indices, where this project's own losses would take dense targets as well."""
+    _arguments.check_tensors(op, inputs, targets)
+    if targets.dim() >= inputs.dim():
+        raise ValueError(
+            f"{op}: expected class index targets, of the logits' shape {list(inputs.shape)} without the classes, got "
+            f"{list(targets.shape)}; squeeze them, or take argmax of one-hot ones."
+        )
+
+
 def check_rows(op: str, inputs: Tensor, targets: Tensor) -> None:
     """Logits [N, C] and class indices [N]."""
     _arguments.check_tensors(op, inputs, targets)

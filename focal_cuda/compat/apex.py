@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ._common import check_indices
 
 __all__ = ["focal_loss"]
 
@@ -42,6 +43,7 @@ def focal_loss(
 
     Here any number of classes and any strides will do, and a second backward pass is right.
     """
+    check_indices("apex.focal_loss", cls_output, cls_targets_at_level)
     if cls_output.dim() < 1 or not 0 < num_real_classes <= cls_output.shape[-1]:
         raise ValueError(
             f"apex.focal_loss: expected num_real_classes in [1, C] for logits [..., C], got {num_real_classes} with "

@@ -12,6 +12,7 @@ from ._common import (
     background_alpha,
     check_class_weight,
     check_dense,
+    check_indices,
     in_dtype,
     number,
     over,
@@ -48,6 +49,7 @@ def focal_loss(
     Raises:
         TypeError, ValueError, IndexError: as :func:`focal_cuda.softmax_focal_loss`.
     """
+    check_indices("kornia.focal_loss", pred, target)
     check_class_weight("kornia.focal_loss", "weight", weight, pred.shape[1] if pred.dim() > 1 else 0)
     loss = functional.softmax_focal_loss(
         pred, target, background_alpha(number(alpha), pred, weight), gamma,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, weighting
-from ._common import NOTHING, check_dense, check_rows, in_dtype
+from ._common import NOTHING, check_dense, check_indices, check_rows, in_dtype
 
 __all__ = ["BinaryFocalLoss", "MultiClassFocalLoss", "OneVsAllFocalLoss", "SoftmaxFocalLoss"]
 
@@ -32,6 +32,7 @@ class MultiClassFocalLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        check_indices("seeds.MultiClassFocalLoss", logits, targets)
         loss = functional.softmax_focal_loss(
             logits, targets, self.alpha, self.gamma, self.reduction, ignore_index=self.ignore_index
         )
@@ -67,6 +68,7 @@ class OneVsAllFocalLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        check_indices("seeds.OneVsAllFocalLoss", inputs, targets)
         alpha = None if isinstance(self.alpha, float) and self.alpha <= 0 else self.alpha
         loss = functional.sigmoid_focal_loss(
             inputs, targets, alpha, self.gamma, self.reduction, ignore_index=self.ignore_index,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, variants
-from ._common import NOTHING, along_classes, check_choice, check_dense, in_dtype
+from ._common import NOTHING, along_classes, check_choice, check_dense, check_indices, in_dtype
 
 __all__ = ["FocalLoss"]
 
@@ -89,6 +89,8 @@ class FocalLoss(nn.Module):
             y_true = y_true.reshape(logits.shape)
         elif self.mode == "multilabel":
             check_dense(op, logits, y_true, rank=2)
+        else:
+            check_indices(op, logits, y_true)
         loss = (self._normalized if self.normalized else self._loss)(logits, y_true)
         return in_dtype(loss, y_pred, self.class_weights)
 
