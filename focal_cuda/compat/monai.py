@@ -72,8 +72,8 @@ class FocalLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         op = "monai.FocalLoss"
         several = input.dim() > 1 and input.shape[1] > 1
-        labelled, drops = self.to_onehot_y and several, self._drops and several
-        if not several and (self.to_onehot_y or self._drops):
+        labelled, drops = self.to_onehot_y and several, several and not self.include_background
+        if not several and (self.to_onehot_y or not self.include_background):
             option = "to_onehot_y=True" if self.to_onehot_y else "include_background=False"
             warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=2)
         valid = None if self.ignore_index is None else self._valid(target)
@@ -96,10 +96,6 @@ class FocalLoss(nn.Module):
         if not labelled:
             check_dense(op, input, target)
         return (self._softmax if self.use_softmax else self._sigmoid)(input, target, valid, background).float()
-
-    @property
-    def _drops(self) -> bool:
-        return not self.include_background
 
     def _valid(self, target: Tensor) -> Tensor:
         """[B, 1, ...]: whether a position is not ignored."""
@@ -147,7 +143,7 @@ class FocalLoss(nn.Module):
         weight = self._class_weight(input.shape[1])
         if isinstance(self.alpha, Tensor):
             alpha = product(self.alpha, weight)
-        elif self.alpha is not None and self._drops:
+        elif self.alpha is not None and not self.include_background:
             warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=3)
             alpha = weight
         else:
