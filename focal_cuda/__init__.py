@@ -5,8 +5,9 @@ import sys
 from ._version import __version__
 
 try:
-    from . import reference
+    from . import compat, reference
     from ._ops import build_info, is_available
+    from ._patch import patch, unpatch
     from .detection import RetinaNetLoss, init_prior_bias_
     from .functional import sigmoid_focal_loss, softmax_focal_loss
     from .modules import (
@@ -52,15 +53,18 @@ __all__ = [
     "asymmetric_loss",
     "build_info",
     "class_weights",
+    "compat",
     "gaussian_focal_loss",
     "init_prior_bias_",
     "is_available",
     "normalized_focal_loss",
+    "patch",
     "poly_focal_loss",
     "quality_focal_loss",
     "reduced_focal_loss",
     "reference",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "unpatch",
     "varifocal_loss",
 ]

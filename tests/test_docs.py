@@ -112,7 +112,7 @@ def test_the_site_has_every_page_and_leads_to_it(site: dict[str, str]):
 def test_the_api_has_every_public_name(site: dict[str, str]):
     api = "".join(text for path, text in site.items() if path.startswith("api/"))
     for public in set(focal_cuda.__all__) - {"__version__"}:
-        assert f'id="{"module-" if public == "reference" else ""}focal_cuda.{public}"' in api, public
+        assert f'id="{"module-" if public in ("compat", "reference") else ""}focal_cuda.{public}"' in api, public
     assert r"-\alpha_t (1 - p_t)^\gamma \log p_t" in unescape(site["api/losses.html"])  # formulas come through
     assert "Equivalent to" in site["api/losses.html"]
 

@@ -40,6 +40,9 @@ EXP, EXP_PER_UNIT, EXP_PER_UNIT_UNFUSED, LOG1P, LOG = 2e-7, 2e-8, 7e-8, 4e-7, 1.
 # The oracle itself, in float64, against the formulas in 50 digits or written in another way.
 ORACLE, ORACLE_GRAD = 1e-11, 1e-10
 
+# Other libraries, in float32 with their cancellations, at moderate logits; of gradients relative to the largest.
+PEER = {"rtol": 1e-4, "atol": 1e-6}
+
 
 def precision(dtype: torch.dtype) -> Precision:
     """The bounds for logits of this type; half types are computed in float32."""

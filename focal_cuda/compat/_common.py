@@ -1,0 +1,131 @@
+"""What the adapters share: the checks, the dtypes and the denominators of the libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _arguments
+
+# No label: the ignore_index of libraries that ignore none.
+NOTHING = -(2**62)
+
+
+def check_dense(op: str, inputs: Tensor, targets: Tensor, floating: bool = False, rank: int = 0) -> None:
+    """Targets of the logits' shape, which has at least `rank` dimensions; floating: as F.binary_cross_entropy asks."""
+    _arguments.check_tensors(op, inputs, targets)
+    if targets.shape != inputs.shape:
+        raise ValueError(
+            f"{op}: expected targets of the logits' shape {list(inputs.shape)}, got {list(targets.shape)}; nothing is "
+            "broadcast: reshape them, or make class indices one-hot."
+        )
+    if floating and not targets.is_floating_point():
+        raise TypeError(f"{op}: expected floating targets, got {targets.dtype}; convert them: targets.float().")
+    if inputs.dim() < rank:
+        raise ValueError(
+            f"{op}: expected logits of at least {rank} dimensions, got {list(inputs.shape)}; add the missing ones."
+        )
+
+
+def check_indices(op: str, inputs: Tensor, targets: Tensor) -> None:
+    """Class indices, where this project's own losses would take dense targets as well."""
+    _arguments.check_tensors(op, inputs, targets)
+    if targets.dim() >= inputs.dim():
+        raise ValueError(
+            f"{op}: expected class index targets, of the logits' shape {list(inputs.shape)} without the classes, got "
+            f"{list(targets.shape)}; squeeze them, or take argmax of one-hot ones."
+        )
+
+
+def check_rows(op: str, inputs: Tensor, targets: Tensor) -> None:
+    """Logits [N, C] and class indices [N]."""
+    _arguments.check_tensors(op, inputs, targets)
+    if inputs.dim() != 2 or targets.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"{op}: expected logits [N, C] and class index targets [N], got {list(inputs.shape)} and "
+            f"{list(targets.shape)}; flatten the positions."
+        )
+
+
+def check_choice(op: str, name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"{op}: expected {name} to be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {value!r}; "
+            "choose one of them."
+        )
+
+
+def check_sigmoid(op: str, use_sigmoid: object) -> None:
+    if use_sigmoid is not True:
+        raise ValueError(
+            f"{op}: expected use_sigmoid=True, the only form there is, got {use_sigmoid!r}; "
+            "use focal_cuda.SoftmaxFocalLoss for softmax."
+        )
+
+
+def check_class_weight(op: str, name: str, weight: object, classes: int) -> None:
+    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != (classes,)):
+        got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"{op}: expected {name} to be a tensor [{classes}], got {got}; pass one number per class.")
+
+
+def number(value: object) -> object:
+    """A number in the place of a tensor that holds one."""
+    return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
+
+
+def alpha_or_none(alpha: object) -> object:
+    """Of libraries for which a negative alpha is none."""
+    alpha = number(alpha)
+    return None if isinstance(alpha, (int, float)) and alpha < 0 else alpha
+
+
+def over(reduction: str, count: int) -> dict[str, object]:
+    """A mean that divides by `count`, whatever is ignored; other reductions as they are."""
+    return {"reduction": "sum", "normalizer": max(count, 1)} if reduction == "mean" else {"reduction": reduction}
+
+
+def in_dtype(loss: Tensor, *operands: object) -> Tensor:
+    """The loss in the dtype of the tensors a library would multiply; autocast has all of them return float32."""
+    dtype = operands[0].dtype
+    for operand in operands[1:]:
+        if isinstance(operand, Tensor) and operand.dtype != dtype:
+            dtype = torch.promote_types(dtype, operand.dtype)
+    if loss.dtype == dtype or torch.is_autocast_enabled(loss.device.type):
+        return loss
+    return loss.to(dtype)
+
+
+def along_classes(weight: Tensor | None, logits: Tensor) -> Tensor | None:
+    """A number for each class of dim 1, as a weight of elements."""
+    return None if weight is None else weight.view(1, -1, *(1,) * (logits.dim() - 2))
+
+
+def product(*factors: Tensor | float | None) -> Tensor | float | None:
+    """Of what there is."""
+    result = None
+    for factor in factors:
+        if factor is not None:
+            result = factor if result is None else result * factor
+    return result
+
+
+def background_alpha(alpha: float | None, logits: Tensor, weight: Tensor | None = None) -> Tensor | float | None:
+    """[1 - alpha, alpha, alpha, ...] by class of dim 1, the first one being background, times a weight of the class."""
+    if alpha is None:
+        return weight
+    classes, dtype = logits.shape[1], _arguments.computing_dtype(logits)
+    if logits.is_cpu and classes < 100:  # 4 us where the two fills take 15
+        vector = torch.tensor([1 - alpha] + [alpha] * (classes - 1), dtype=dtype)
+    else:
+        vector = torch.full((classes,), alpha, dtype=dtype, device=logits.device)
+        vector[:1] = 1 - alpha
+    return product(vector, weight)
+
+
+def spread(losses: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
+    """Losses of positions at the class of each in a map of the logits' shape, which is 0 elsewhere."""
+    at = targets.clamp(0, logits.shape[1] - 1).long().unsqueeze(1)  # an ignored label is out of range, and its loss 0
+    return losses.new_zeros(logits.shape).scatter_(1, at, losses.unsqueeze(1))
