@@ -105,19 +105,20 @@ class HardestFocal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        call, losses = ctx.call, ctx.losses
+        call = ctx.call
         logits, targets, counted, kept, *parts = ctx.saved_tensors
         create_graph = torch.is_grad_enabled()
-        if create_graph or _ops._is_batched(upstream):
+        compiling = torch.compiler.is_compiling()  # a graph has no memory to hand on
+        if create_graph or (not compiling and _ops._is_batched(upstream)):
             with torch.enable_grad():
                 mean = _composed(logits, targets, _ops.Parts(*parts), ctx.rule, call)
             gradient = torch.autograd.grad(mean, logits, upstream, create_graph=create_graph)[0]
         else:
-            ctx.losses = None
-            if losses is None:  # the first backward has used them up
+            losses, ctx.losses = ctx.losses, None
+            if compiling or losses is None:  # the first backward has used them up
                 losses, _ = _unreduced(call, logits, targets, parts)
             fits = losses.dtype == logits.dtype and losses.shape == logits.shape and logits.is_contiguous()
-            gradient = losses if fits else torch.empty_like(logits)
+            gradient = losses if fits and not compiling else torch.empty_like(logits)
             backward = _ops.FAMILIES[call.family].backward
             backward(losses, logits, targets, *parts, upstream, *call.numbers, False, gradient, kept)
         return gradient, *(None,) * 7
