@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.inputs import IGNORED
+from focal_cuda import compat
 
 ALPHA = 0.25
 GAMMA = 2.0
@@ -149,6 +150,13 @@ def monai_softmax(logits: Tensor, labels: Tensor, gamma: float = GAMMA) -> Tenso
 
     loss = FocalLoss(gamma=gamma, use_softmax=True, to_onehot_y=True, ignore_index=IGNORED)
     return loss(logits, labels)
+
+
+def compat_sigmoid(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
+    return compat.torchvision.sigmoid_focal_loss(logits, targets, ALPHA, gamma, "mean")
+
+
+compat_softmax = compat.seeds.MultiClassFocalLoss(GAMMA, ignore_index=IGNORED)
 
 
 def torchvision_sigmoid(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:

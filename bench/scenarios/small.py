@@ -12,6 +12,7 @@ SCENARIOS = (
         shapes=_SHAPES,
         candidates=(
             "focal_cuda",
+            "focal_cuda.compat",
             "Python MultiClassFocalLoss",
             "Python cross-entropy based",
             "compile cross-entropy based",
@@ -29,6 +30,7 @@ SCENARIOS = (
         shapes=_SHAPES,
         candidates=(
             "focal_cuda",
+            "focal_cuda.compat",
             "Python torchvision formula",
             "compile torchvision formula",
             "F.binary_cross_entropy",
