@@ -48,14 +48,14 @@ def compute(
     gamma_name: str = "gamma",
     fused: bool = True,
     ohem: _ohem.Rule = (None, None),
-    route: Callable[[Tensor, Tensor, _ops.Parts, Tensor | None, _ops.Call], Tensor] = _ops.focal_loss,
+    route: Callable[[Tensor, Tensor, _ops.Parts, Tensor | None, _ops.Call], Tensor] | None = None,
 ) -> Tensor:
     """The loss, after logits, targets, class_dim and alpha are understood.
 
     weights and vector: of positives and negatives, as numbers or by class. options: what the composite, `oracle` in
     reference.py, is called with. gamma_by_class: whether gamma may be a tensor [C]. gamma_name: the caller's. fused:
     by the kernels, as far as they have such a loss; else by the composite. ohem: what the mean is over, if not all.
-    route: to the operators.
+    route: to the operators, where it is another than _ops.focal_loss.
     """
     gammas = None
     if type(gamma) is not float or not 0.0 <= gamma < math.inf:
@@ -102,6 +102,8 @@ def compute(
         return _ohem.hardest_mean(losses, _ohem.count(logits, targets, call), *ohem) if mined else losses
     if mined:
         route = partial(_ohem.hardest_focal_loss, ohem)
+    elif route is None:
+        route = _ops.focal_loss
     if torch.compiler.is_compiling():
         return route(logits, targets, parts, divisor, call)
     try:
