@@ -18,8 +18,8 @@ constexpr int kShared[] = {16, 32};
 struct Cut {
   Columns<float> a;
   Grid grid{0, 0};
-  int classes = 0;
-  bool shared = false, aligned = false;
+  int classes = 0, warps = 1;  // of a thread; that share positions, at most
+  bool aligned = false;
 };
 
 template <class Storage>
@@ -33,13 +33,15 @@ bool cut(const Task& task, Cut& result) {
   Columns<float>& a = result.a;
   if (task.classes < 2 || dim.size < 16 || !a.outer.assign(positions.dims, positions.rank - 1)) return false;
   const int64_t classes = task.classes;
-  result.shared = classes > 32;
-  if (!result.shared) {
+  if (classes <= 32) {
     result.classes = *std::lower_bound(std::begin(kAlone), std::end(kAlone), static_cast<int>(classes));
   } else {
-    if (classes > kShared[1] * kColumnWarps) return false;
+    if (classes > kManyClasses * kWarpsOfMany) return false;
     // Narrow slices leave room for more positions; wide ones are for what they cannot hold.
-    result.classes = classes <= kShared[0] * kColumnWarps ? kShared[0] : kShared[1];
+    result.classes = classes <= kShared[0] * kColumnWarps   ? kShared[0]
+                     : classes <= kShared[1] * kColumnWarps ? kShared[1]
+                                                            : kManyClasses;
+    result.warps = result.classes == kManyClasses ? kWarpsOfMany : kColumnWarps;
   }
   a.run = dim.size;
   for (int o = 0; o < kOperands; ++o) a.class_stride[o] = task.tensor[o].class_stride;
@@ -47,11 +49,11 @@ bool cut(const Task& task, Cut& result) {
   a.target_stride = dim.stride[kTargets];
   a.each_stride = dim.stride[each];
   a.sample_stride = dim.stride[kSampleWeight];
-  int count = positions_of_thread<Storage>(result.classes, result.shared, true);
+  int count = positions_of_thread<Storage>(result.classes, result.warps, true);
   result.aligned = dim.size % count == 0 && strides_divide(task, positions, kLogits, count) &&
                    strides_divide(task, positions, kGradient, count);
-  if (!result.aligned) count = positions_of_thread<Storage>(result.classes, result.shared, false);
-  if (!result.shared && !result.aligned)
+  if (!result.aligned) count = positions_of_thread<Storage>(result.classes, result.warps, false);
+  if (result.warps == 1 && !result.aligned)
     result.classes =
         *std::lower_bound(std::begin(kAloneUnaligned), std::end(kAloneUnaligned), static_cast<int>(classes));
   // A thread's labels are 16 bytes or a divisor of them, or several times 16.
@@ -61,7 +63,7 @@ bool cut(const Task& task, Cut& result) {
   for (int d = 0; d < a.outer.rank; ++d)
     a.targets_aligned &= positions.dims[d].stride[kTargets] * label_bytes % label_vector == 0;
   int64_t threads = kWarp;  // that share the positions of a tile
-  if (!result.shared) {
+  if (result.warps == 1) {
     const int64_t tiles = divide_up(a.run, kColumnThreads * count);
     threads = round_up(divide_up(divide_up(a.run, count), tiles), kWarp);
   }
@@ -73,38 +75,39 @@ bool cut(const Task& task, Cut& result) {
   const int64_t several = std::min<int64_t>(16 / classes, divide_up(a.all_tiles, kFewBlocks));
   a.steps = classes > kFewClasses ? 1 : static_cast<int32_t>(std::max(divide_up(a.all_tiles, kManyBlocks), several));
   result.grid = {divide_up(a.all_tiles, a.steps),
-                 static_cast<unsigned>(result.shared ? kWarp * divide_up(classes, result.classes) : threads)};
+                 static_cast<unsigned>(result.warps > 1 ? kWarp * divide_up(classes, result.classes) : threads)};
   return true;
 }
 
-template <class Storage, int kClasses, int kLeast, bool shared, bool aligned>
+template <class Storage, int kClasses, int kLeast, int kWarps, bool aligned>
 cudaError_t start(const Cut& cut, cudaStream_t stream) {
   using Term = MarginTerm<BinaryMath<true>>;  // once for all classes: precise whatever is read
-  return FOCAL_LAUNCH(cut.grid, stream, (columns<Term, Storage, kClasses, kLeast, shared, aligned>), cut.a);
+  return FOCAL_LAUNCH(cut.grid, stream, (columns<Term, Storage, kClasses, kLeast, kWarps, aligned>), cut.a);
 }
 
 template <class Storage, bool aligned>
 cudaError_t start(const Cut& cut, cudaStream_t stream) {
-  if (cut.shared) {
-    return cut.classes == 16 ? start<Storage, 16, 1, true, aligned>(cut, stream)
-                             : start<Storage, 32, 1, true, aligned>(cut, stream);
+  if (cut.classes == kManyClasses) return start<Storage, kManyClasses, 1, kWarpsOfMany, false>(cut, stream);
+  if (cut.warps > 1) {
+    return cut.classes == 16 ? start<Storage, 16, 1, kColumnWarps, aligned>(cut, stream)
+                             : start<Storage, 32, 1, kColumnWarps, aligned>(cut, stream);
   }
   if constexpr (aligned) {
     switch (cut.classes) {
-      case 2: return start<Storage, 2, 2, false, true>(cut, stream);
-      case 4: return start<Storage, 4, 3, false, true>(cut, stream);
-      case 8: return start<Storage, 8, 5, false, true>(cut, stream);
-      case 16: return start<Storage, 16, 9, false, true>(cut, stream);
-      case 19: return start<Storage, 19, 17, false, true>(cut, stream);
-      case 21: return start<Storage, 21, 20, false, true>(cut, stream);
-      default: return start<Storage, 32, 22, false, true>(cut, stream);
+      case 2: return start<Storage, 2, 2, 1, true>(cut, stream);
+      case 4: return start<Storage, 4, 3, 1, true>(cut, stream);
+      case 8: return start<Storage, 8, 5, 1, true>(cut, stream);
+      case 16: return start<Storage, 16, 9, 1, true>(cut, stream);
+      case 19: return start<Storage, 19, 17, 1, true>(cut, stream);
+      case 21: return start<Storage, 21, 20, 1, true>(cut, stream);
+      default: return start<Storage, 32, 22, 1, true>(cut, stream);
     }
   }
   switch (cut.classes) {
-    case 4: return start<Storage, 4, 2, false, false>(cut, stream);
-    case 8: return start<Storage, 8, 5, false, false>(cut, stream);
-    case 21: return start<Storage, 21, 9, false, false>(cut, stream);
-    default: return start<Storage, 32, 22, false, false>(cut, stream);
+    case 4: return start<Storage, 4, 2, 1, false>(cut, stream);
+    case 8: return start<Storage, 8, 5, 1, false>(cut, stream);
+    case 21: return start<Storage, 21, 9, 1, false>(cut, stream);
+    default: return start<Storage, 32, 22, 1, false>(cut, stream);
   }
 }
 

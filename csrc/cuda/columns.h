@@ -1,7 +1,7 @@
 // Softmax engine for strided classes (segmentation): a thread holds a few neighbouring positions and a slice of their
 // classes in registers, so that every logit is read once.
-//   mapping        up to 32 classes: a thread has all of them. More: the warps of a block share the same positions and
-//                  each has kClasses of their classes; maximum, sum and the target's logit meet in shared memory.
+//   mapping        up to 32 classes: a thread has all of them. More, up to 1024: the warps of a block share the same
+//                  positions and each has kClasses of their classes; maximum, sum and the target's logit meet in shared memory.
 //   traffic        logits read once, gradient written once, 8 or 16 bytes for each thread and class, next to its
 //                  neighbours'; labels once for each warp
 //   determinism    a position's sum runs through classes, then warps, in order; a block's positions follow from the shape
@@ -29,14 +29,17 @@ constexpr unsigned kColumnThreads = 128;
 // What a block costs besides its tile is a few hundred instructions for each thread: up to here it takes several tiles.
 constexpr int kFewClasses = 8;
 constexpr int kColumnWarps = 12;  // that share positions, at most: as many as have the registers
+// Where these are too few, more classes for each: what a thread has besides takes 90 registers, so few threads hold more.
+constexpr int kManyClasses = 64, kWarpsOfMany = 16;
 
 // Positions of a thread. 8 bytes for each class, 256 for a warp, cost a percent of bandwidth and half the registers of
 // 16. Where half of a block's registers are not enough for 8, 4; few classes of float32, and two of any type, have them
 // for 16. Single elements gain nothing from many positions.
 template <class Storage>
-constexpr int positions_of_thread(int classes, bool shared, bool aligned) {
+constexpr int positions_of_thread(int classes, int warps, bool aligned) {
   constexpr int size = static_cast<int>(sizeof(Storage));
-  if (shared && classes > 16) return 4 / size;
+  if (classes == kManyClasses) return 1;
+  if (warps > 1 && classes > 16) return 4 / size;
   if (!aligned) return 2;
   return classes == 2 || (classes <= 8 && size == 4) ? 16 / size : 8 / size;
 }
@@ -51,12 +54,13 @@ struct Shares {
 };
 
 // The positions of one tile that fall to a thread. offset: of the run's first position.
-template <class Term, class Storage, int kClasses, int kLeast, bool shared, bool aligned>
+template <class Term, class Storage, int kClasses, int kLeast, int kWarps, bool aligned>
 FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64_t (&offset)[kOperands],
                                const Lane& lane, Findings<float>& found) {
   using Math = typename Term::Math;
   using Real = float;
-  constexpr int kCount = positions_of_thread<Storage>(kClasses, shared, aligned);
+  constexpr bool shared = kWarps > 1;
+  constexpr int kCount = positions_of_thread<Storage>(kClasses, kWarps, aligned);
   const Real lowest = -std::numeric_limits<Real>::infinity();
   const unsigned warp = threadIdx.x / kWarp;
   const int32_t first_class = shared ? static_cast<int32_t>(warp) * kClasses : 0;
@@ -167,7 +171,11 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
     far |= !(absolute(shift[p]) < Math::kNear);
     sum[p] = 0;
   }
-  if constexpr (shared) far = __syncthreads_or(far);
+  if constexpr (kClasses == kManyClasses) {
+    far = true;  // one way for all takes fewer registers
+  } else if constexpr (shared) {
+    far = __syncthreads_or(far);
+  }
   if (far) {
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) {
@@ -188,7 +196,7 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
 
   PositionGradient<Real> gradient[kCount];
   if constexpr (shared) {
-    using SharesOfWarps = Shares<kColumnWarps, kWarp * kCount>;
+    using SharesOfWarps = Shares<kWarps, kWarp * kCount>;
     FOCAL_SHARED(SharesOfWarps, shares);
     const unsigned first = threadIdx.x % kWarp * kCount, warps = blockDim.x / kWarp;
     const Real units = far ? Math::kPerNat : Real(1);
@@ -252,13 +260,16 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
     Real slope[kCount];
 #pragma unroll
     for (int p = 0; p < kCount; ++p) slope[p] = target[p] == c ? gradient[p].own : x[c][p] * gradient[p].others;
-    const Vector<Storage, kCount> raw = narrow<Storage>(slope);
+    const bool exists = c < kLeast || c < classes;
     if constexpr (aligned) {
-      if ((c < kLeast || c < classes) && lane.count > 0) store_vector<Cache::kOnce>(to, raw);
+      if (exists && lane.count > 0) store_vector<Cache::kOnce>(to, narrow<Storage>(slope));
+    } else if constexpr (kCount == 1) {
+      if (exists && lane.count > 0) store(to, from_real<Storage>(slope[0]));
     } else {
+      const Vector<Storage, kCount> raw = narrow<Storage>(slope);
 #pragma unroll
       for (int p = 0; p < kCount; ++p) {
-        if ((c < kLeast || c < classes) && p < lane.count) store(to + p * lane.spread, raw.get(p));
+        if (exists && p < lane.count) store(to + p * lane.spread, raw.get(p));
       }
     }
     to += a.class_stride[kGradient];
@@ -267,9 +278,10 @@ FOCAL_DEVICE void columns_tile(const Columns<float>& a, float scale, const int64
 
 // kLeast: the fewest classes the kernel is started with; those from there on may not exist.
 // Loss and gradient are one kernel: the exponentials are there, and registers are not what bounds the loss alone.
-template <class Term, class Storage, int kClasses, int kLeast, bool shared, bool aligned>
-__global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads, 1) columns(const Columns<float> a) {
-  constexpr int kCount = positions_of_thread<Storage>(kClasses, shared, aligned);
+template <class Term, class Storage, int kClasses, int kLeast, int kWarps, bool aligned>
+__global__ void __launch_bounds__(kWarps > 1 ? 32 * kWarps : kColumnThreads, 1) columns(const Columns<float> a) {
+  constexpr int kCount = positions_of_thread<Storage>(kClasses, kWarps, aligned);
+  constexpr bool shared = kWarps > 1;
   float scale;
   if (!begin(a.scaling, scale)) return;
   Findings<float> found;
@@ -278,8 +290,11 @@ __global__ void __launch_bounds__(shared ? 32 * kColumnWarps : kColumnThreads, 1
   unsigned tile = static_cast<unsigned>(first % a.tiles);
   int64_t outer = first / a.tiles, offset[kOperands];
   a.outer.locate(outer, offset);
-  for (int step = 0; step < a.steps && first + step < a.all_tiles; ++step) {
-    columns_tile<Term, Storage, kClasses, kLeast, shared, aligned>(
+  // A loop of one turn holds no registers, a third of them in fp32; kernels of many warps gain nothing by it.
+  constexpr bool kOnce = !shared && kLeast > kFewClasses;
+  const int32_t steps = kOnce ? 1 : a.steps;
+  for (int step = 0; step < steps && first + step < a.all_tiles; ++step) {
+    columns_tile<Term, Storage, kClasses, kLeast, kWarps, aligned>(
         a, scale, offset, Lane(aligned, kCount, thread, threads, tile, a.run), found);
     if (++tile == a.tiles) {
       tile = 0;
