@@ -31,7 +31,7 @@ struct IndexRule {
 // Dense targets: a value in [0, largest], or 0 or 1 alone (binary), or the ignore_index.
 struct DenseRule {
   double ignore_value;
-  double largest;
+  double largest;         // of a binary one besides 1
   double least_positive;  // what counts as a positive, from here on
   bool binary;
 
@@ -41,12 +41,13 @@ struct DenseRule {
   }
   template <class Real>
   FOCAL_INLINE bool valid(Real target) const {
-    const bool in_range = target >= Real(0) && target <= static_cast<Real>(largest);
-    return !counted(target) || (binary ? target == Real(0) || target == Real(1) : in_range);
+    // Without a branch: loops over targets are vectorised.
+    const bool in_range = (target >= Real(0)) & (target <= static_cast<Real>(largest));
+    return !counted(target) | in_range | (target == Real(1));
   }
   template <class Real>
   FOCAL_INLINE bool positive(Real target) const {
-    return counted(target) && target >= static_cast<Real>(least_positive);
+    return counted(target) & (target >= static_cast<Real>(least_positive));
   }
 };
 

@@ -157,10 +157,11 @@ inline Problem describe(const Inputs& inputs) {
   const int64_t background =
       sigmoid && numbers.background_index == kNoBackground ? problem.classes : numbers.background_index;
   problem.index = {problem.classes, numbers.ignore_index, background, sigmoid};
-  problem.dense_rule = {
-      static_cast<double>(numbers.ignore_index), sigmoid ? 1 : std::numeric_limits<double>::infinity(),
-      numbers.loss == Loss::kGaussian ? 1 : std::numeric_limits<float>::denorm_min(),
-      sigmoid && (numbers.loss == Loss::kAsymmetric || (is_of_margin(numbers.loss) && numbers.loss != Loss::kFocal))};
+  const bool binary =
+      sigmoid && (numbers.loss == Loss::kAsymmetric || (is_of_margin(numbers.loss) && numbers.loss != Loss::kFocal));
+  const double largest = binary ? 0 : sigmoid ? 1 : std::numeric_limits<double>::infinity();
+  problem.dense_rule = {static_cast<double>(numbers.ignore_index), largest,
+                        numbers.loss == Loss::kGaussian ? 1 : std::numeric_limits<float>::denorm_min(), binary};
   return problem;
 }
 
