@@ -16,8 +16,8 @@ from focal_cuda._ohem import hardest_mean
 
 SOFTMAX, SIGMOID = "softmax_focal_loss", "sigmoid_focal_loss"
 
-# Classes in the registers of one thread (up to 2, 4, 8, 16, 19, 21, 32), shared by 12 warps (16 or 32 each) or by 16 (64
-# each), too many.
+# Classes in the registers of one thread (up to 2, 4, 8, 16, 19, 21, 32), shared by 12 warps (16 or 32 each) or by 16
+# (64 each), too many.
 STRIDED_CLASSES = [2, 3, 4, 5, 8, 9, 16, 17, 19, 20, 21, 22, 32, 33, 192, 193, 384, 385, 500, 1024, 1025]
 # A row for each thread, shared by 2 to 32 lanes, by warps, by a cluster of blocks, and swept twice.
 ROW_CLASSES = [2, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 17, 19, 20, 21, 24, 25, 31, 32, 33, 40, 47, 63, 64, 65, 96, 100]
