@@ -91,7 +91,7 @@ def test_deterministic_algorithms(name: str, device: str) -> None:
 
 def test_a_soak_of_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     """As `make soak`, which takes minutes."""
-    soak.main(["--minutes", "0.03"])
+    soak.main(["--minutes", "0.03", "--threads", "2"])
     assert "memory since the warm-up: " in capsys.readouterr().out
 
 
