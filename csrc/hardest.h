@@ -57,6 +57,13 @@ struct Kept {
 };
 constexpr int64_t kKeptNumbers = 3;
 
+// Of n losses at first, first + stride, ...: how many come before the last that is kept of those equal to the k-th largest.
+// Among these a loss that equals it is kept, too.
+FOCAL_INLINE int64_t keeps_equal(int64_t last, int64_t first, int64_t stride, int64_t n) {
+  const int64_t left = last - first, reach = left < 0 ? 0 : stride > 0 ? left / stride + 1 : n;
+  return reach < n ? reach : n;
+}
+
 template <class Real>
 FOCAL_INLINE bool keeps(const Kept& kept, Real loss, int64_t index) {
   const int64_t key = key_of(loss);

@@ -24,10 +24,10 @@ class Elementwise {
         want_(wanted(task)),
         result_(task.tensor[kLoss] ? kLoss : kGradient),
         by_class_(task.tensor[kLogits].class_stride == 1 && task.classes > 1),
-        by_rows_(by_class_ && !task.gammas && !(task.tensor[kUpstream] && !task.kept) &&
+        upstream_each_(task.tensor[kUpstream] && !task.kept),
+        by_rows_(by_class_ && !task.gammas && !upstream_each_ &&
                  !(task.tensor[kSampleWeight] && task.tensor[kSampleWeight].class_stride != 0)),
         by_target_(!is_of_margin(task.rule.loss) || task.smoothing > 0),
-        upstream_each_(task.tensor[kUpstream] && !task.kept),
         alike_(!task.positive_weights && !upstream_each_ && !task.tensor[kSampleWeight]),
         lowest_target_(static_cast<Real>(task.smoothing / 2)),
         share_(task.rule.loss),
@@ -189,11 +189,18 @@ class Elementwise {
     for (int r = 0; r < run_count_; ++r) {
       const int length = static_cast<int>(runs_[r].length);
       load_codes(codes_ + position, task_.tensor[kTargets], task_.index, runs_[r].offset[kTargets], stride, length);
-      if (task_.tensor[kScores]) {
-        load_run(score_ + position, task_.tensor[kScores], runs_[r].offset[kScores],
-                 task_.positions.innermost().stride[kScores], length);
-      }
       position += length;
+    }
+    if (task_.tensor[kScores]) load_positions(kScores, score_);
+  }
+
+  // One number for each position.
+  void load_positions(Operand operand, Real* out) const {
+    const int64_t stride = task_.positions.innermost().stride[operand];
+    for (int r = 0; r < run_count_; ++r) {
+      const int length = static_cast<int>(runs_[r].length);
+      load_run(out, task_.tensor[operand], runs_[r].offset[operand], stride, length);
+      out += length;
     }
   }
 
@@ -223,12 +230,7 @@ class Elementwise {
 
   // A row whose sample has a weight of 0 is as good as ignored. What is counted was counted before.
   void weigh_rows() {
-    int position = 0;
-    for (int r = 0; r < run_count_; ++r) {
-      load_run(sample_ + position, task_.tensor[kSampleWeight], runs_[r].offset[kSampleWeight],
-               task_.positions.innermost().stride[kSampleWeight], static_cast<int>(runs_[r].length));
-      position += static_cast<int>(runs_[r].length);
-    }
+    load_positions(kSampleWeight, sample_);
     for (int p = 0; p < positions_; ++p) {
       if (sample_[p] == Real(0)) codes_[p] = kIgnored;
       const Real* FOCAL_RESTRICT weight = lowest_ + p * classes_;
@@ -431,9 +433,9 @@ class Elementwise {
   const Task& task_;
   const Want want_;
   const Operand result_;
-  // Lines along the classes; with nothing of their own but rows and classes; a loss of logits and targets; an upstream of its own for each element; all elements of one
-  // weight, but for their targets.
-  const bool by_class_, by_rows_, by_target_, upstream_each_, alike_;
+  // Lines along the classes; an upstream of its own for each element; elements that differ in their rows and classes
+  // alone; a loss of logits and targets; all elements of one weight, but for their targets.
+  const bool by_class_, upstream_each_, by_rows_, by_target_, alike_;
   const Real lowest_target_;  // a negative's
   const Share<Real> share_;
   int positions_;

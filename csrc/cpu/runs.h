@@ -43,13 +43,11 @@ void load_run(Real* out, const Tensor& tensor, int64_t offset, int64_t stride, i
   }
 }
 
-// Calls visit(begin, end, above) for the stretches of n losses of which those with a key above `above` are kept: losses
-// that equal the smallest kept one are kept up to an index.
+// Calls visit(begin, end, above) for the stretches of n losses of which those with a key above `above` are kept.
 template <class Real, class Visit>
 void for_kept(const Kept& kept, int64_t offset, int64_t stride, int n, const Visit& visit) {
   const auto key = static_cast<Key<Real>>(kept.key);
-  const int64_t left = kept.last - offset, reach = left < 0 ? 0 : stride > 0 ? left / stride + 1 : n;
-  const int equal = static_cast<int>(reach < n ? reach : n);
+  const int equal = static_cast<int>(keeps_equal(kept.last, offset, stride, n));
   visit(0, equal, key - 1);
   visit(equal, n, key);
 }

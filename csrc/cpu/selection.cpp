@@ -261,9 +261,9 @@ void hardest_gradient(const Real* losses, Real* gradient, int64_t n, const Kept&
   const auto keep = select_kernels<Real>().keep;
   for_chunks((n + kChunkElements - 1) / kChunkElements, [&](int64_t first, int64_t last) {
     const int64_t begin = first * kChunkElements, end = std::min(n, last * kChunkElements);
-    const int64_t middle = std::clamp(kept.last + 1, begin, end);  // before it the equal ones are kept
-    keep(losses + begin, gradient + begin, middle - begin, key - 1, value);
-    keep(losses + middle, gradient + middle, end - middle, key, value);
+    const int64_t equal = keeps_equal(kept.last, begin, 1, end - begin);
+    keep(losses + begin, gradient + begin, equal, key - 1, value);
+    keep(losses + begin + equal, gradient + begin + equal, end - begin - equal, key, value);
   });
 }
 

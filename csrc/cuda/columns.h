@@ -29,7 +29,7 @@ constexpr unsigned kColumnThreads = 128;
 // What a block costs besides its tile is a few hundred instructions for each thread: up to here it takes several tiles.
 constexpr int kFewClasses = 8;
 constexpr int kColumnWarps = 12;  // that share positions, at most: as many as have the registers
-// Where these are too few, more classes for each: what a thread has besides takes 90 registers, so few threads hold more.
+// Where these are too few, 16 warps of one position a thread: as few registers as 32 warps have do not hold 32 classes.
 constexpr int kManyClasses = 64, kWarpsOfMany = 16;
 
 // Positions of a thread. 8 bytes for each class, 256 for a warp, cost a percent of bandwidth and half the registers of

@@ -227,8 +227,7 @@ template <class Real>
 __global__ void __launch_bounds__(kThreads) select_gradient_kernel(const GradientArguments<Real> a) {
   const Key<Real> key = static_cast<Key<Real>>(load(&a.losses.kept->key));
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * a.losses.per_block;
-  const int64_t until = load(&a.losses.kept->last) + 1 - begin;  // equal ones are kept before
-  const unsigned limit = static_cast<unsigned>(until < 0 ? 0 : until < a.losses.per_block ? until : a.losses.per_block);
+  const auto limit = static_cast<unsigned>(keeps_equal(load(&a.losses.kept->last), begin, 1, a.losses.per_block));
   const Real value = static_cast<Real>(static_cast<double>(load(a.upstream)) * load(&a.losses.kept->share));
   Real* gradient = a.gradient + begin;
   for_losses(a.losses, [&](auto vector, unsigned i) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import check_choice, over
+from ._common import check_choice, in_dtype, over
 
 REDUCTIONS = ("none", "mean", "sum")
 # What they add to avg_factor, so that none is 0.
@@ -37,3 +37,8 @@ def as_rows(weight: Tensor | None, logits: Tensor) -> Tensor | None:
 def broadcast(weight: Tensor | None, logits: Tensor) -> Tensor | None:
     """As PyTorch broadcasts: missing dimensions come first."""
     return None if weight is None else weight[(None,) * (logits.dim() - weight.dim())]
+
+
+def finish(loss: Tensor, loss_weight: float, *operands: object) -> Tensor:
+    """The loss with its weight, in the dtype of the operands."""
+    return in_dtype(loss if loss_weight == 1 else loss * loss_weight, *operands)

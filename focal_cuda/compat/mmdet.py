@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, variants
-from ._common import NOTHING, check_choice, check_dense, check_rows, check_sigmoid, in_dtype
-from ._openmmlab import REDUCTIONS, as_rows, broadcast, reduction_of
+from ._common import NOTHING, check_choice, check_dense, check_rows, check_sigmoid
+from ._openmmlab import REDUCTIONS, as_rows, broadcast, finish, reduction_of
 
 __all__ = ["FocalLoss", "GaussianFocalLoss", "QualityFocalLoss", "VarifocalLoss"]
 
@@ -24,7 +24,7 @@ class _Loss(nn.Module):
         self.loss_weight = loss_weight
 
     def finish(self, loss: Tensor, *operands: object) -> Tensor:
-        return in_dtype(loss if self.loss_weight == 1 else loss * self.loss_weight, *operands)
+        return finish(loss, self.loss_weight, *operands)
 
 
 class FocalLoss(_Loss):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ._common import NOTHING, along_classes, check_choice, check_dense, check_sigmoid, in_dtype, product
-from ._openmmlab import REDUCTIONS, reduction_of
+from ._common import NOTHING, along_classes, check_choice, check_dense, check_sigmoid, product
+from ._openmmlab import REDUCTIONS, finish, reduction_of
 
 __all__ = ["FocalLoss"]
 
@@ -85,7 +85,7 @@ class FocalLoss(nn.Module):
             pred, target, self.alpha, self.gamma, ignore_index=ignore_index, mask=mask, sample_weight=weights,
             **reduction_of("mmseg.FocalLoss", self.reduction, reduction_override, avg_factor, pred.numel()),
         )  # fmt: skip
-        return in_dtype(loss if self.loss_weight == 1 else loss * self.loss_weight, pred, weight, avg_factor)
+        return finish(loss, self.loss_weight, pred, weight, avg_factor)
 
     @property
     def loss_name(self) -> str:
