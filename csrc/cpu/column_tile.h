@@ -15,10 +15,10 @@ class ColumnTile {
       : task_(task), width_(static_cast<int>(task.tile_positions)), classes_(static_cast<int>(task.classes)) {
     const size_t width = static_cast<size_t>(width_), size = width * classes_;
     const size_t reals = tiles.size() * size + lines.size() * width;
-    Real* memory = static_cast<Real*>(scratch(reals * sizeof(Real) + (sizeof(Run) + sizeof(int32_t)) * width));
+    Real* memory = static_cast<Real*>(scratch(reals * sizeof(Real) + (sizeof(Run) + sizeof(int32_t)) * (width + 1)));
     for (Real** tile : tiles) *tile = memory, memory += size;
     for (Real** line : lines) *line = memory, memory += width;
-    runs_ = reinterpret_cast<Run*>(memory);
+    runs_ = aligned<Run>(memory);
     codes_ = reinterpret_cast<int32_t*>(runs_ + width);
   }
 

@@ -33,8 +33,8 @@ class Elementwise {
         share_(task.rule.loss),
         positions_(static_cast<int>(task.tile_positions)) {
     const int capacity = positions_ * static_cast<int>(task.tile_classes);
-    Real* memory = static_cast<Real*>(
-        scratch((11 * sizeof(Real) + sizeof(int32_t)) * capacity + (sizeof(Positive) + sizeof(Run)) * positions_));
+    Real* memory = static_cast<Real*>(scratch((11 * sizeof(Real) + sizeof(int32_t)) * capacity +
+                                              (sizeof(Positive) + sizeof(Run)) * (positions_ + 1)));
     for (Real** array :
          {&logit_, &target_, &out_, &score_, &upstream_, &sample_, &positive_, &negative_, &lowest_, &gamma_, &own_}) {
       *array = memory;
@@ -51,7 +51,7 @@ class Elementwise {
     }
     mix_lowest(filled);
     places_ = reinterpret_cast<Positive*>(memory);
-    runs_ = reinterpret_cast<Run*>(places_ + positions_);
+    runs_ = aligned<Run>(places_ + positions_);
     codes_ = reinterpret_cast<int32_t*>(runs_ + positions_);
   }
 

@@ -174,4 +174,11 @@ inline void load_codes(int32_t* out, const Tensor& tensor, const IndexRule& rule
 // Scratch memory of the calling thread, 64-byte aligned, kept between calls.
 void* scratch(size_t bytes);
 
+// Where in scratch memory a T may lie from here on: less than one T further.
+template <class T>
+T* aligned(void* memory) {
+  const uintptr_t boundary = alignof(T);
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory) + boundary - 1) / boundary * boundary);
+}
+
 }  // namespace focal::cpu::FOCAL_CPU_ISA

@@ -271,18 +271,24 @@ struct ProbeTerm {
   using Math = Math_;
   using Real = typename Math::Real;
 
-  // The visit is the last argument of each.
   template <class... Arguments>
   static auto hard(const Task&, const Arguments&... arguments) {
-    return (arguments, ...)(Probe<Math>{});
+    return probe(arguments...);
   }
   template <class... Arguments>
   static auto soft(const Task&, const Arguments&... arguments) {
-    return (arguments, ...)(Probe<Math>{});
+    return probe(arguments...);
   }
   template <class... Arguments>
   static auto of_class(const Task&, const Arguments&... arguments) {
-    return (arguments, ...)(Probe<Math>{});
+    return probe(arguments...);
+  }
+
+ private:
+  // The visit is the last argument of each.
+  template <class... Arguments>
+  static auto probe(const Arguments&... arguments) {
+    return std::get<sizeof...(Arguments) - 1>(std::tie(arguments...))(Probe<Math>{});
   }
 };
 
