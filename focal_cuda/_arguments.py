@@ -26,6 +26,12 @@ def check_tensors(op: str, logits: Tensor, targets: Tensor) -> None:
             raise TypeError(
                 f"{op}: expected {name} to be a tensor, got {type(value).__name__}; wrap it in torch.as_tensor."
             )
+        if value.layout is not torch.strided or value.is_nested:
+            got = "a nested tensor" if value.is_nested else value.layout
+            raise TypeError(
+                f"{op}: expected {name} in strided memory, got {got}; convert: {name}.to_dense(), or "
+                "torch.nested.to_padded_tensor and ignore_index."
+            )
     if logits.dtype not in _LOGITS_DTYPES:
         raise TypeError(
             f"{op}: expected logits of a floating dtype (float32, bfloat16, float16, float64), got {logits.dtype}; "

@@ -39,7 +39,7 @@ class NormalizedFocal(torch.autograd.Function):
         call, parts = ctx.call, _ops.Parts(*parts)
         if torch.is_grad_enabled():
             gradient = _ops._second_order(call, upstream, logits, targets)
-        elif not torch.compiler.is_compiling() and _ops._is_batched(upstream):
+        elif _ops.is_batched(upstream):
             gradient = _gradient(call, torch.ones_like(losses), logits, targets, losses, factors, parts) * upstream
         else:
             gradient = _gradient(call, upstream, logits, targets, losses, factors, parts)

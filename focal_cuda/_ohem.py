@@ -60,7 +60,7 @@ class HardestMean(torch.autograd.Function):
     def backward(ctx, upstream):
         losses, kept = ctx.saved_tensors
         gradient = torch.empty_like(losses)
-        batched = not torch.compiler.is_compiling() and _ops._is_batched(upstream)
+        batched = _ops.is_batched(upstream)
         if not (torch.is_grad_enabled() or batched):
             OPERATORS.backward(upstream, losses, kept, gradient)
             return gradient, None, None, None
@@ -109,7 +109,7 @@ class HardestFocal(torch.autograd.Function):
         logits, targets, counted, kept, *parts = ctx.saved_tensors
         create_graph = torch.is_grad_enabled()
         compiling = torch.compiler.is_compiling()  # a graph has no memory to hand on
-        if create_graph or (not compiling and _ops._is_batched(upstream)):
+        if create_graph or _ops.is_batched(upstream):
             with torch.enable_grad():
                 mean = _composed(logits, targets, _ops.Parts(*parts), ctx.rule, call)
             gradient = torch.autograd.grad(mean, logits, upstream, create_graph=create_graph)[0]

@@ -9,6 +9,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 _VALIDATE = os.environ.get("FOCAL_CUDA_VALIDATE", "0") not in ("", "0")
 
@@ -60,5 +61,5 @@ def _raise_bad_targets(
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether its values can be looked at for nothing."""
-    return tensor.is_cpu and not torch.compiler.is_compiling()
+    """Whether it has values, which can be looked at for nothing."""
+    return tensor.is_cpu and not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)

@@ -10,6 +10,8 @@ from torch import Tensor
 from . import _arguments, _values
 from ._arguments import SIGMOID
 
+_REMEDY = "None weighs nothing, torch.as_tensor([...]) has a number for each class"
+
 
 def check_class_vector(op: str, name: str, logits: Tensor, vector: Tensor, class_dim: int) -> Tensor:
     classes = logits.shape[class_dim]
@@ -44,10 +46,10 @@ def sigmoid_weights(
     """Of positives and negatives: two numbers, and [2, C] where classes have their own."""
     weights = (1.0, 1.0)
     if alpha is not None and not isinstance(alpha, Tensor):
-        weight = _arguments.check_number(op, "alpha", alpha, 0.0, 1.0, "pass None for no weighting")
+        weight = _arguments.check_number(op, "alpha", alpha, 0.0, 1.0, _REMEDY)
         weights = (weight, 1.0 - weight)
     if pos_weight is not None and not isinstance(pos_weight, Tensor):
-        factor = _arguments.check_number(op, "pos_weight", pos_weight, 0.0, math.inf, "pass None for no weighting")
+        factor = _arguments.check_number(op, "pos_weight", pos_weight, 0.0, math.inf, _REMEDY)
         weights = (weights[0] * factor, weights[1])
     if not (isinstance(alpha, Tensor) or isinstance(pos_weight, Tensor)):
         return weights, None
@@ -78,7 +80,7 @@ def softmax_weights(
         return 1.0, alpha
     if alpha is None:
         return 1.0, None
-    return _arguments.check_number(op, "alpha", alpha, 0.0, math.inf, "pass None for no weighting"), None
+    return _arguments.check_number(op, "alpha", alpha, 0.0, math.inf, _REMEDY), None
 
 
 def like_loss(op: str, name: str, family: str, logits: Tensor, tensor: Tensor, class_dim: int) -> Tensor:

@@ -107,6 +107,19 @@ def test_dense_integer_targets_for_the_softmax() -> None:
     assert "argmax" in message
 
 
+@pytest.mark.parametrize("op", [SIGMOID, SOFTMAX])
+def test_memory_that_is_not_strided(op: str) -> None:
+    fails(TypeError, op, X.to_sparse(), T, names=r"logits in strided memory, got torch.sparse_coo; .*to_dense")
+    fails(TypeError, op, X, T.to_sparse(), names="targets in strided memory")
+    jagged = torch.nested.nested_tensor([X, X[:1]], layout=torch.jagged)
+    fails(TypeError, op, jagged, T, names="logits in strided memory, got a nested tensor; .*to_padded_tensor")
+
+
+@pytest.mark.parametrize("op", [SIGMOID, SOFTMAX])
+def test_a_list_of_weights(op: str) -> None:
+    fails(TypeError, op, X, T, alpha=[0.1, 0.2, 0.3], names=r"alpha to be a number, got list; .*torch.as_tensor")
+
+
 def test_one_class() -> None:
     for logits, targets in ((torch.zeros(4, 1), T * 0), (torch.zeros(2, 1, 4, 5), MASK)):
         fails(ValueError, SOFTMAX, logits, targets, names="at least 2 classes.*use sigmoid_focal_loss")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from calls import CALLS, FOCAL, UPSTREAM, call, calls, value_and_grad
 from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import focal_cuda
 
@@ -31,6 +34,23 @@ def _fresh_compiler(threads: None) -> None:
 def assert_same(ours: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-8, check_stride=False)
+
+
+@calls()
+def test_fake_tensors(name: str, device: str) -> None:
+    """Of shapes alone, as tools for memory and shapes run a model: nothing asks for a value."""
+    problem = call(name, device, size=(6, 5))
+    policies = ["auto", "backward"]
+    policies += [] if "hardest" in name else ["forward"]
+    of_all = not any(kind in name for kind in ("hardest", "normalized", "softmax_focal_loss, probabilities"))
+    policies += ["inplace"] if of_all else []
+    with FakeTensorMode() as mode:
+        logits, targets, options = tree_map_only(Tensor, mode.from_tensor, problem.arguments())
+        for gradient in policies:
+            f = partial(getattr(focal_cuda, problem.op), targets=targets, **options, gradient=gradient)
+            value, grad = value_and_grad(lambda x, f=f: f(x * 0.9), logits)
+            assert (value.shape, value.dtype) == ((), torch.float32)
+            assert (grad.shape, grad.dtype) == (logits.shape, logits.dtype)
 
 
 @calls()
