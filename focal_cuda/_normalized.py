@@ -73,7 +73,7 @@ def _gradient(
 def loss(logits: Tensor, targets: Tensor, parts: _ops.Parts, divisor: Tensor | None, call: _ops.Call) -> Tensor:
     """In the place of _ops.focal_loss."""
     assert divisor is None
-    if _ops._functorch_active():
+    if _ops.transformed():
         return call.composite_loss(logits, targets)
     if logits.requires_grad and torch.is_grad_enabled():
         return NormalizedFocal.apply(logits, targets, *parts, call)

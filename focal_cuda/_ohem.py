@@ -75,7 +75,7 @@ def hardest_mean(losses: Tensor, counted: Tensor, keep_ratio: float | None, thre
 
     counted: one int64 or float64 on their device; with none counted or none kept the mean is 0.
     """
-    if _ops._functorch_active():
+    if _ops.transformed():
         return composite(losses, counted, keep_ratio, threshold)
     numbers = _numbers(keep_ratio, threshold)
     losses = losses.contiguous()
@@ -151,7 +151,7 @@ def hardest_focal_loss(
 ) -> Tensor:
     """In the place of _ops.focal_loss: the mean over the hardest of the losses of an unreduced call."""
     assert divisor is None
-    if _ops._functorch_active() or torch.compiler.is_compiling():
+    if _ops.transformed() or torch.compiler.is_compiling():
         return _composed(logits, targets, parts, rule, call)
     if logits.requires_grad and torch.is_grad_enabled():
         return HardestFocal.apply(logits, targets, *parts, rule, call)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 from . import _remedy, reference
@@ -266,13 +267,20 @@ def _is_one(grad_loss: Tensor) -> bool:
 
 
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def transformed() -> bool:
+    """Whether more than reverse-mode derivatives may be wanted, which the operators would silently not give."""
+    return _functorch_active() or forward_ad._current_level >= 0
+
+
 # Function.apply less what it does for functorch, which never comes here: 2.2 us instead of 3.6.
 _apply = super(torch.autograd.Function, FocalFunction).apply
 
 
 def focal_loss(logits: Tensor, targets: Tensor, parts: Parts, normalizer: Tensor | None, call: Call) -> Tensor:
     """The loss by the cheapest route that gives the gradients asked for."""
-    if _functorch_active():
+    if transformed():
         return call.composite_loss(logits, targets)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         forward = FAMILIES[call.family].forward

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map_only
 
 import focal_cuda
@@ -124,6 +125,19 @@ def test_compiled_autograd(name: str, gradient: str, device: str) -> None:
     with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
         (loss * UPSTREAM).sum().backward()
     assert_same((loss.detach(), x.grad), problem.value_and_grad())
+
+
+@calls()
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_forward_mode(name: str, requires_grad: bool, device: str) -> None:
+    """Never silently without a tangent."""
+    problem = call(name, device)
+    _, grad = problem.value_and_grad()
+    direction = torch.randn_like(problem.logits)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(problem.logits.clone().requires_grad_(requires_grad), direction)
+        tangent = forward_ad.unpack_dual(problem.loss(dual)).tangent
+    torch.testing.assert_close(tangent.detach(), (grad / UPSTREAM * direction).sum(), rtol=1e-4, atol=1e-6)
 
 
 @calls()
