@@ -14,6 +14,7 @@ from bench.targets import PLAIN, Verdict, median, ratio, share_of_copy, verdicts
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 COMMAND = "python -m bench --json --plot --report"
+STEP_COMMAND = "python -m bench.retinanet --json"
 OWN = "focal_cuda"
 
 Result = dict[str, Any]
@@ -141,6 +142,7 @@ def readme_section(devices: dict[str, Result], pictures: str) -> str:
         section = _cuda_section if document["environment"].get("device") == "cuda" else _cpu_section
         if lines := section(document):
             parts += [*lines, f"![Speed-up over the pure-Python loss]({pictures}/{slug}-speedup.png)", ""]
+        parts += _steps(document)
     return "\n".join(parts)
 
 
@@ -225,6 +227,35 @@ def write_readme(path: Path, section: str) -> None:
     path.write_text(f"{before}{START}\n{section.strip()}\n{END}{rest.split(END)[1]}")
 
 
+def steps_table(steps: Iterable[Result], form: str) -> str:
+    """Two lines for each training step: with the library's own loss, and with this project's."""
+    headers = ["training step", "type", "loss", "step", "of it the loss", "", "the loss by itself"]
+    headers += ["peak memory of the step", "of the loss", "loss after it all"]
+    rows = []
+    for step in steps:
+        images, _, *edges = step["shape"]
+        title = f"{step['title']}, {images} x {' x '.join(map(str, edges))}"
+        for label, found in step["losses"].items():
+            whole, loss = median(found, "step"), median(found, "loss")
+            times = [_seconds(whole), _seconds(loss), _percent(ratio(loss, whole), 1), _seconds(median(found, "alone"))]
+            memory = [f"{found[name] / 2**20:.0f} MiB" for name in ("step_bytes", "loss_bytes")]
+            rows.append([title, step["dtype"], label, *times, *memory, f"{found['curve'][-1]:.4f}"])
+    return tabulate(rows, headers, tablefmt=form, disable_numparse=True)
+
+
+def _steps(document: Result) -> list[str]:
+    if not (steps := list(document.get("steps", {}).values())):
+        return []
+    anchors, classes = steps[0]["logits"][0]
+    caption = (
+        "Whole training steps of torchvision's RetinaNet (random weights, made-up images and boxes, "
+        f"{anchors} x {classes} logits of the first image), with its own loss and under "
+        '`focal_cuda.patch("torchvision")`, in turn in one process: medians, and the most memory beyond weights and '
+        f"momenta. Made by `{STEP_COMMAND}`, {max(step['date'] for step in steps)}."
+    )
+    return [caption, "", steps_table(steps, "github"), ""]
+
+
 _CAPTIONS = {
     "options": "With options, against the same call without them (time / plain):",
     "relatives": "Relatives of the focal loss, against their originals in PyTorch:",
@@ -303,8 +334,8 @@ def _seconds(value: float | None) -> str:
     return f"{value * 1e6:.0f} us" if value < 1e-3 else f"{_number(value, 1e3)} ms"
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:.{digits}%}"
 
 
 def _times(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The results of a device as one JSON file, merged by scenario."""
+"""The results of a device as one JSON file, merged by name: of losses ("scenarios") and of training steps ("steps")."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 # The groups of scenarios that differ in size only.
 CURVES = ("size-sigmoid", "size-softmax")
+SECTIONS = ("scenarios", "steps")
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
@@ -34,16 +35,16 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {"environment": {}, "scenarios": {}}
 
 
-def merge(path: Path, environment: dict[str, Any], scenarios: dict[str, Any]) -> dict[str, Any]:
-    """Writes the new scenarios over the old ones of the same name; returns everything known.
+def merge(path: Path, environment: dict[str, Any], found: dict[str, Any], section: str = "scenarios") -> dict[str, Any]:
+    """Writes new results over the old ones of the same name; returns everything known.
 
-    Each scenario keeps the commit it was measured at; ``environment`` is that of the latest run.
+    Each keeps the commit it was measured at; ``environment`` is that of the latest run.
     """
     document = load(path)
     document["environment"] = environment
-    for name, scenario in scenarios.items():
-        document["scenarios"][name] = {
-            **scenario,
+    for name, result in found.items():
+        document.setdefault(section, {})[name] = {
+            **result,
             "commit": environment["commit"],
             "torch": environment["torch"],
             "load": environment["load"],

@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy
 import torch
@@ -246,13 +246,25 @@ class Runner:
     def summary(self) -> dict[str, Any]:
         """p20, p50 and p80 of each kind of sample, in seconds."""
         result: dict[str, Any] = {"turns": len(self.samples.get("training", ())), "burst": self.burst}
-        for name, values in self.samples.items():
-            p20, p50, p80 = numpy.percentile(values, (20, 50, 80))
-            result[name] = {"p20": float(p20), "p50": float(p50), "p80": float(p80)}
-        return result
+        return {**result, **{name: percentiles(values) for name, values in self.samples.items()}}
 
 
-def interleave(runners: list[Runner], seed: int = 0, deadline: float = math.inf) -> Iterator[Runner]:
+def percentiles(samples: list[float]) -> dict[str, float]:
+    return {f"p{rank}": float(numpy.percentile(samples, rank)) for rank in (20, 50, 80)}
+
+
+class Turns(Protocol):
+    """What takes turns: a Runner, or anything else with a number of them."""
+
+    turns: int
+
+    def turn(self) -> object: ...
+
+
+Taker = TypeVar("Taker", bound=Turns)
+
+
+def interleave(runners: list[Taker], seed: int = 0, deadline: float = math.inf) -> Iterator[Taker]:
     """Takes all turns, or those for which there is time until the deadline; yields the runner after each.
 
     Whoever has fewer turns takes them evenly spread over the whole time, in shuffled company, so that a clock

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,12 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu, machine, process, results
-from bench.gpu import FAILED, PASSED, SKIPPED, Outcome, Part, Session
+from bench import gpu, machine, parts, process, results
 from bench.process import Call
 from bench.scenarios import SCENARIOS
+from bench.session import FAILED, PASSED, SKIPPED, Outcome, Part, Session
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMES = {name: {"p20": s, "p50": s, "p80": s} for name, s in {"step": 0.03, "loss": 0.003, "alone": 0.002}.items()}
+STEP = {
+    "title": "a step",
+    "shape": [2, 3, 8, 8],
+    "dtype": "float32",
+    "losses": {"theirs": {**TIMES, "step_bytes": 2**24, "loss_bytes": 2**21, "curve": [1.0, 0.5]}},
+}
 H200 = {"name": "a GPU", "capability": "9.0", "free_gib": 139.0}
 
 
@@ -38,7 +47,7 @@ def calls(monkeypatch):
     return seen, answers
 
 
-def parts(monkeypatch, **made):
+def given(monkeypatch, **made):
     """Parts of the given functions, with 100 seconds for each, of which 50 are kept for it."""
     monkeypatch.setattr(gpu, "PARTS", {name: Part(run, 100, 50, ()) for name, run in made.items()})
 
@@ -48,7 +57,7 @@ def parts(monkeypatch, **made):
 
 def test_a_dry_run_ends_with_a_verdict(tmp_path):
     """Everything but the build and the tests, which other tests are about."""
-    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--parts", "bench,plots,sanitizer,profile"]
+    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--parts", "bench,step,plots,sanitizer,profile"]
     done = subprocess.run([*command, f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "verdict.txt").read_text()
@@ -59,8 +68,12 @@ def test_a_dry_run_ends_with_a_verdict(tmp_path):
     files = sorted(path.name for path in tmp_path.iterdir())
     (document,) = tmp_path.glob("*.json")
     assert files == sorted([document.name, "log.txt", "plots.zip", "verdict.txt"])
-    measured = json.loads(document.read_text())["scenarios"]
-    assert {"detection-index", "detection-index-bfloat16", "rows-1000", "small-softmax"} <= set(measured)
+    found = json.loads(document.read_text())
+    assert {"detection-index", "detection-index-bfloat16", "rows-1000", "small-softmax"} <= set(found["scenarios"])
+    if importlib.util.find_spec("torchvision"):
+        assert set(found["steps"]) == {"retinanet", "retinanet-bfloat16"} and "1 x 64 x 64" in page
+    else:
+        assert "absent: torchvision" in done.stdout and "step" in page
     assert len(zipfile.ZipFile(tmp_path / "plots.zip").namelist()) >= 4
 
 
@@ -68,7 +81,7 @@ def test_a_part_that_fails_leaves_the_others_alone(monkeypatch, tmp_path, capsys
     def broken(session, seconds):
         raise OSError("no such thing")
 
-    parts(
+    given(
         monkeypatch,
         machine=lambda session, seconds: Outcome(PASSED),
         first=lambda session, seconds: Outcome(FAILED, "3 failed"),
@@ -85,21 +98,21 @@ def test_a_part_that_fails_leaves_the_others_alone(monkeypatch, tmp_path, capsys
 
 
 def test_parts_leave_time_for_those_that_come_after_them(monkeypatch, session):
-    given = {}
+    times = {}
 
     def part(name):
         def run(session, seconds):
-            given[name] = seconds
+            times[name] = seconds
             return Outcome(PASSED)
 
         return run
 
-    parts(monkeypatch, **{name: part(name) for name in ("a", "b", "c")})
+    given(monkeypatch, **{name: part(name) for name in ("a", "b", "c")})
     session.deadline = time.monotonic() + 150 + gpu.VERDICT_SECONDS
     gpu.run(session, ["a", "b", "c"], 1.0)
-    assert [round(given[name]) for name in "abc"] == [50, 100, 100]
+    assert [round(times[name]) for name in "abc"] == [50, 100, 100]
     gpu.run(session, ["a"], limits={"a": 7})
-    assert round(given["a"]) == 7
+    assert round(times["a"]) == 7
     session.deadline = time.monotonic() + 1 + gpu.VERDICT_SECONDS
     gpu.run(session, ["c"], 1.0)
     assert session.outcomes["c"].note == "no time left"
@@ -128,7 +141,7 @@ def test_an_interruption_ends_in_the_verdict(monkeypatch, tmp_path):
     def interrupted(session, seconds):
         raise KeyboardInterrupt
 
-    parts(monkeypatch, machine=interrupted, bench=lambda *_: Outcome(PASSED))
+    given(monkeypatch, machine=interrupted, bench=lambda *_: Outcome(PASSED))
     assert gpu.main(["--parts=machine,bench", f"--out={tmp_path}"]) == 1
     page = (tmp_path / "verdict.txt").read_text()
     assert page.count("interrupted") == 2 and "targets reached" in page
@@ -141,12 +154,16 @@ def test_results_are_merged_into_the_known_ones_but_those_of_a_dry_run(monkeypat
 
     def measure(session, seconds):
         results.merge(session.out / "a-gpu.json", environment, {"a": {"name": "a", "dtype": "x", "memory": "system"}})
+        results.merge(session.out / "a-gpu.json", environment, {"b": STEP}, "steps")
         return Outcome(PASSED)
 
-    parts(monkeypatch, machine=lambda *_: Outcome(PASSED), bench=measure)
+    given(monkeypatch, machine=lambda *_: Outcome(PASSED), bench=measure)
     assert gpu.main(["--dry-run", "--parts=bench", f"--out={out}"]) == 0 and not known.exists()
     assert gpu.main(["--parts=bench", f"--out={out}"]) == 0
-    assert list(results.load(known / "a-gpu.json")["scenarios"]) == ["a"]
+    document = results.load(known / "a-gpu.json")
+    assert (list(document["scenarios"]), list(document["steps"])) == (["a"], ["b"])
+    assert document["steps"]["b"]["commit"] == "abc"
+    assert re.search(r"30.0 ms +3.00 ms +10.0% +2.00 ms", (out / "verdict.txt").read_text())
 
 
 def test_of_an_earlier_run_only_its_own_files_go(monkeypatch, tmp_path):
@@ -154,7 +171,7 @@ def test_of_an_earlier_run_only_its_own_files_go(monkeypatch, tmp_path):
     theirs.write_text('{"a": 1}')
     plots.write_text("")
     results.merge(tmp_path / "a-gpu.json", {"commit": "", "torch": "", "load": 0}, {})
-    parts(monkeypatch, machine=lambda *_: Outcome(PASSED))
+    given(monkeypatch, machine=lambda *_: Outcome(PASSED))
     assert gpu.main(["--dry-run", "--parts=machine", f"--out={tmp_path}"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "theirs.json", "verdict.txt"]
 
@@ -212,7 +229,7 @@ def test_the_build_is_for_what_is_there(session, calls, monkeypatch):
     for name in ("TORCH_CUDA_ARCH_LIST", "MAX_JOBS"):
         monkeypatch.delenv(name, raising=False)
     answers.append(Call(0, "focal_cuda: building CPU + CUDA for 9.0+PTX\nmore\n"))
-    assert gpu.build(session, 100) == Outcome(PASSED, "focal_cuda: building CPU + CUDA for 9.0+PTX")
+    assert parts.build(session, 100) == Outcome(PASSED, "focal_cuda: building CPU + CUDA for 9.0+PTX")
     _, _, environment = seen[0]
     assert environment == {"FOCAL_CUDA_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "native", "MAX_JOBS": "16"}
 
@@ -220,9 +237,9 @@ def test_the_build_is_for_what_is_there(session, calls, monkeypatch):
 @pytest.mark.parametrize("installed", ({"pytest"}, {"pytest", "xdist", "pytest_timeout"}, set()), ids=len)
 def test_the_tests_use_what_is_installed(session, calls, monkeypatch, installed):
     seen, answers = calls
-    monkeypatch.setattr(gpu, "_has", lambda module: module in installed)
+    monkeypatch.setattr(parts, "_has", lambda module: module in installed)
     answers.append(Call(1, "FAILED tests/x.py\n===== 3 failed, 2500 passed, 12 skipped in 80.12s (0:01:20) =====\n"))
-    outcome = gpu.tests(session, 100)
+    outcome = parts.tests(session, 100)
     if not installed:
         assert outcome == Outcome(SKIPPED, "pytest is not installed")
         return
@@ -247,25 +264,70 @@ def test_the_benchmark_goes_on_after_a_crash(session, calls):
     (session.out / "gpu.json").write_text(json.dumps(document, indent=1))
     answers += [
         Call(-11, "measuring a\nmeasuring b\n"),
-        Call(gpu.LOST, "measuring c\nmeasuring d\nfailed: d\nno time left for: e\n"),
+        Call(parts.LOST, "measuring c\nmeasuring d\nfailed: d\nno time left for: e\n"),
         Call(0, "measuring e\n"),
     ]
-    assert gpu.bench(session, 300) == Outcome(FAILED, "2 measured; failed: b, d")
+    assert parts.bench(session, 300) == Outcome(FAILED, "2 measured; failed: b, d")
     assert [command[command.index("--without") + 1 :] for command, *_ in seen[1:]] == [["a", "b"], ["a", "b", "c", "d"]]
 
 
 def test_the_benchmark_stops_where_it_cannot_start(session, calls):
     seen, answers = calls
     answers += [Call(1, "ImportError\n")]
-    assert gpu.bench(session, 300).word == FAILED and len(seen) == 1
+    assert parts.bench(session, 300).word == FAILED and len(seen) == 1
     answers += [Call(None, "measuring a\n")]
-    assert gpu.bench(session, 300) == Outcome(FAILED, "0 measured; failed: stopped in a")
+    assert parts.bench(session, 300) == Outcome(FAILED, "0 measured; failed: stopped in a")
 
 
 def test_the_benchmark_says_what_it_had_no_time_for(session, calls):
     (session.out / "gpu.json").write_text(json.dumps({"environment": {}, "scenarios": {"a": {}}}, indent=1))
     calls[1].append(Call(0, "measuring a\nno time left for: b, c\n"))
-    assert gpu.bench(session, 100) == Outcome(PASSED, "1 measured; no time left for 2")
+    assert parts.bench(session, 100) == Outcome(PASSED, "1 measured; no time left for 2")
+
+
+def test_what_a_training_step_says(session, calls):
+    seen, answers = calls
+    answers += [
+        Call(4, "absent: torchvision does not import: no such module\n"),
+        Call(1, "a table\nfailed: float32: the curves part in step 2\n"),
+        Call(None, "a table\n"),
+        Call(0, "a table\nno time left for: bfloat16\n"),
+    ]
+    outcomes = [parts.step(session, 90) for _ in range(4)]
+    assert outcomes[0] == Outcome(SKIPPED, "torchvision does not import: no such module")
+    assert outcomes[1] == Outcome(FAILED, "failed: float32: the curves part in step 2")
+    assert outcomes[2] == Outcome(FAILED, "RetinaNet in nothing")
+    assert outcomes[3] == Outcome(PASSED, "no time left for: bfloat16")
+    assert "--seconds=78" in seen[0][0] and "--device=cuda" in seen[0][0] and "--quick" not in seen[0][0]
+
+
+def wheel(folder, name, tag):
+    """A package of one line."""
+    folder.mkdir(exist_ok=True)
+    info = f"{name}-1.5.dist-info"
+    files = {
+        f"{name}.py": "print('it is', __name__)",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\nRequires-Dist: not-there\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: {tag}\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-1.5-{tag}.whl", "w") as archive:
+        for file, text in files.items():
+            archive.writestr(file, text)
+
+
+def test_wheels_that_were_brought_along_are_found_by_later_parts(session, monkeypatch, tmp_path):
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    session.wheels = tmp_path / "wheels"
+    assert parts.wheels(session, 60) == Outcome(SKIPPED, f"none in {tmp_path / 'wheels'}")
+    wheel(session.wheels, "brought_along", "py3-none-any")
+    ask = [sys.executable, "-c", "import brought_along"]
+    assert session.call(ask, 60).status == 1
+    assert parts.wheels(session, 60) == Outcome(PASSED, "brought_along-1.5")
+    assert session.call(ask, 60) == Call(0, "it is brought_along\n")
+    wheel(session.wheels, "of_another_python", "cp27-cp27m-win32")
+    assert parts.wheels(session, 60) == Outcome(FAILED, "brought_along-1.5; not installed: of_another_python-1.5")
+    assert "of_another_python" in (session.out / "log.txt").read_text() and session.call(ask, 60).status == 0
 
 
 @pytest.mark.parametrize(
@@ -287,7 +349,7 @@ def test_what_the_sanitizer_says(session, calls, monkeypatch, first, second, wor
     seen, answers = calls
     monkeypatch.setattr(machine, "tools", lambda: {"compute-sanitizer": "/bin/compute-sanitizer"})
     answers += [Call(*first), Call(*second)]
-    outcome = gpu.sanitizer(session, 90)
+    outcome = parts.sanitizer(session, 90)
     assert outcome.word == word and note in outcome.note
     assert all(environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} for *_, environment in seen)
 
@@ -300,9 +362,9 @@ def test_kernels_are_read_from_the_profile():
         '"0","void focal::cuda::columns(int)","12.5","79.7"\n'
         '"1","void at::native::fill(int)","2.5","0.1"\n'
     )
-    (row,) = gpu.kernel_rows(text)
+    (row,) = parts.kernel_rows(text)
     assert row == {"kernel": "void focal::cuda::columns(int)", "time": "12.5 us", "DRAM read": "79.7 Mbyte"}
-    assert gpu.kernel_rows("==ERROR== no permission\n") == []
+    assert parts.kernel_rows("==ERROR== no permission\n") == []
 
 
 def test_the_profiled_kernels_exist():
