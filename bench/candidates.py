@@ -88,12 +88,27 @@ def _own(function: Callable[..., Tensor], alpha: float | None, gradient: str) ->
     return loss
 
 
+def _own_unreduced(function: Callable[..., Tensor], alpha: float | None) -> Callable[..., Tensor]:
+    """What is made of a loss for each position, or element, outside: here the mean of those that count."""
+
+    def loss(logits: Tensor, targets: Tensor, ignore_index: int, count: int, gamma: float = GAMMA) -> Tensor:
+        return function(logits, targets, alpha, gamma, "none", ignore_index=ignore_index).sum() / count
+
+    return loss
+
+
 _own_sigmoid = partial(_own, focal_cuda.sigmoid_focal_loss, ALPHA)
 _own_softmax = partial(_own, focal_cuda.softmax_focal_loss, None)
 
 
 def _own_targets(inputs: Inputs) -> tuple[Any, ...]:
     return inputs.targets, inputs.ignore_index
+
+
+def _counted_targets(inputs: Inputs) -> tuple[Any, ...]:
+    """And how many losses there are of those that count."""
+    of_each = inputs.classes if inputs.family == "sigmoid" else 1
+    return inputs.targets, inputs.ignore_index, inputs.counted_positions * of_each
 
 
 def _dense(inputs: Inputs) -> tuple[Any, ...]:
@@ -150,6 +165,7 @@ SIGMOID = (
     Candidate("focal_cuda", _own_sigmoid("auto"), _own_targets, _SIGMOID),
     Candidate("focal_cuda plain", _own_sigmoid("auto"), _own_targets, _SIGMOID, takes_options=False),
     Candidate("focal_cuda recompute", _own_sigmoid("backward"), _own_targets, _SIGMOID),
+    Candidate("focal_cuda unreduced", _own_unreduced(focal_cuda.sigmoid_focal_loss, ALPHA), _counted_targets, _SIGMOID),
     Candidate("focal_cuda inplace", _own_sigmoid("inplace"), _own_targets, _SIGMOID, kind="inplace"),
     Candidate("focal_cuda.compat", losses.compat_sigmoid, _dense, _DENSE_SIGMOID, takes_options=False),
     Candidate("Python torchvision formula", losses.torchvision_formula, _dense, _DENSE_SIGMOID),
@@ -186,6 +202,7 @@ SOFTMAX = (
     Candidate("focal_cuda", _own_softmax("auto"), _own_targets, _SOFTMAX),
     Candidate("focal_cuda plain", _own_softmax("auto"), _own_targets, _SOFTMAX, takes_options=False),
     Candidate("focal_cuda recompute", _own_softmax("backward"), _own_targets, _SOFTMAX),
+    Candidate("focal_cuda unreduced", _own_unreduced(focal_cuda.softmax_focal_loss, None), _counted_targets, _SOFTMAX),
     Candidate("focal_cuda inplace", _own_softmax("inplace"), _own_targets, _SOFTMAX, kind="inplace"),
     Candidate("focal_cuda.compat", losses.compat_softmax, _labels, _SOFTMAX, takes_options=False),
     Candidate("Python MultiClassFocalLoss", losses.multi_class_focal_loss, _labels, _SOFTMAX),

@@ -163,6 +163,9 @@ def test_a_gpu_run_from_the_plan_to_the_readme(pretended_gpu, monkeypatch, tmp_p
     assert set(measured) == {"small-softmax", "options-detection-all", "options-detection-all-bfloat16"} | three
     candidates = measured["detection-index"]["candidates"]
     assert {"sum", "torchvision", "apex", "mmcv"} <= set(candidates)
+    for name in ("detection-index", "segmentation-19"):
+        unreduced = measured[name]["candidates"]["focal_cuda unreduced"]
+        assert unreduced["loss_error"] <= 2e-5 and unreduced["gradient_error"] <= 1e-4
     assert "CUDA graph" in " ".join(measured["small-softmax"]["candidates"])
     for scenario in measured.values():
         for label, candidate in scenario["candidates"].items():

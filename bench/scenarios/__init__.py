@@ -54,6 +54,12 @@ _ALSO = (
     "segmentation-3d",
     "rows-10",
     "rows-256000",
+    "segmentation-21-channels-last",
+    "segmentation-150-channels-last",
+    "rows-50257",
+    "rows-1203",
+    "segmentation-3d-3",
+    "segmentation-3d-14",
 )
 _LATENCY = ("small-softmax", "small-sigmoid")
 _HALF = ("detection-index", "segmentation-19", "rows-32000")

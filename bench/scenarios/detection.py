@@ -36,7 +36,7 @@ SCENARIOS = (
         ),
         baseline="Python torchvision formula",
         compiled="compile torchvision formula",
-        cuda_candidates=("torchvision", "apex", "mmcv"),
+        cuda_candidates=("focal_cuda unreduced", "torchvision", "apex", "mmcv"),
         cuda_compiled="compile from labels",
     ),
     Scenario(

@@ -32,7 +32,9 @@ SCENARIOS = (
     _rows(10, cpu=262_144, cuda=262_144, more=("Python scattered one-hot", "kornia", "MONAI")),
     _rows(81, cuda=1_000_000),
     _rows(1000, cpu=8192, cuda=32_768, more=("Python scattered one-hot", "kornia", "MONAI")),
+    _rows(1203, cuda=32_768),
     _rows(32_000, cpu=1024, cuda=8192),
+    _rows(50_257, cuda=8192),
     _rows(128_256, cpu=256, cuda=8192),
     _rows(256_000, cuda=4096),
 )

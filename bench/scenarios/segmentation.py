@@ -26,6 +26,7 @@ def _segmentation(
     target_dtype: torch.dtype = torch.int64,
     more: tuple[str, ...] = (),
     gamma: float | None = None,
+    cuda_candidates: tuple[str, ...] = (),
 ) -> Scenario:
     shapes = {"cuda": cuda, "quick": quick}
     if cpu is not None:
@@ -41,6 +42,7 @@ def _segmentation(
         baseline="Python MultiClassFocalLoss",
         compiled="compile cross-entropy based",
         options={} if gamma is None else {"gamma": gamma},
+        cuda_candidates=cuda_candidates,
     )
 
 
@@ -60,6 +62,7 @@ SCENARIOS = (
         (2, 19, 1024, 2048),
         (1, 19, 16, 16),
         more=("focal_cuda recompute", "Python scattered one-hot", *_LIBRARIES),
+        cuda_candidates=("focal_cuda unreduced",),
     ),
     _segmentation(
         "19-uint8",
@@ -107,6 +110,24 @@ SCENARIOS = (
     _segmentation("21", "Segmentation, 21 classes (VOC)", None, (16, 21, 512, 512), (1, 21, 16, 16)),
     _segmentation("19-odd", "Segmentation, 19 classes, odd size", None, (8, 19, 769, 769), (1, 19, 17, 17)),
     _segmentation("171", "Segmentation, 171 classes (COCO-Stuff)", None, (4, 171, 640, 640), (1, 171, 16, 16)),
+    _segmentation(
+        "21-channels-last",
+        "Segmentation, 21 classes (VOC), channels_last",
+        None,
+        (16, 21, 512, 512),
+        (1, 21, 16, 16),
+        memory_format=torch.channels_last,
+    ),
+    _segmentation(
+        "150-channels-last",
+        "Segmentation, 150 classes (ADE20K), channels_last",
+        None,
+        (8, 150, 512, 512),
+        (1, 150, 16, 16),
+        memory_format=torch.channels_last,
+    ),
+    _segmentation("3d-3", "Segmentation, 3-D, 3 classes", None, (2, 3, 160, 192, 160), (1, 3, 8, 16, 16)),
+    _segmentation("3d-14", "Segmentation, 3-D, 14 classes", None, (1, 14, 192, 192, 192), (1, 14, 8, 16, 16)),
     _segmentation("1000", "Segmentation, 1000 classes", None, (1, 1000, 512, 512), (1, 1000, 8, 8)),
     _segmentation(
         "19-gamma-1.5", "Segmentation, 19 classes, gamma = 1.5", None, (2, 19, 1024, 2048), (1, 19, 16, 16), gamma=1.5
