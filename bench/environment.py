@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from bench import machine
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -28,6 +30,7 @@ def describe(device: str) -> dict[str, Any]:
         "focal_cuda": focal_cuda.__version__,
         "cpu_capability": focal_cuda.build_info().get("cpu_capability"),
         "commit": _commit(),
+        "peers": {name: found for name in machine.PEERS if (found := machine.version(name)) != machine.MISSING},
     }
     if device == "cuda":
         facts["cuda"] = torch.version.cuda

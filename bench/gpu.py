@@ -109,6 +109,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything together; {SECONDS:.0f}")
     parser.add_argument("--parts", help=f"only these, of {','.join(PARTS)}; what they need is taken for granted")
     parser.add_argument("--limits", default="", help="seconds a part may take, of those: bench=400,tests=60")
+    parser.add_argument("--missing", action="store_true", help="measure only what bench/results lacks of this GPU")
     parser.add_argument("--profile", action="store_true", help="with ncu, in the time of the others")
     parser.add_argument(
         "--wheels", type=Path, default=Session.wheels, metavar="DIR", help="of libraries to compare with; build/wheels"
@@ -131,7 +132,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     options = parse(arguments)
-    session = Session(options.out.resolve(), start + options.seconds, options.dry_run, wheels=options.wheels.resolve())
+    session = Session(options.out.resolve(), start + options.seconds, options.dry_run)
+    session.missing, session.wheels = options.missing, options.wheels.resolve()
     if session.dry:
         session.environment["OMP_NUM_THREADS"] = "1"  # on a busy machine the second one is waited for
     session.out.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,9 @@ import subprocess
 import sys
 from typing import Any
 
+MISSING = "missing"  # for a version
+# What others compute with, in the benchmark.
+PEERS = ("triton", "torchvision", "apex", "mmcv", "liger-kernel", "quack-kernels", "kornia", "monai")
 PACKAGES = (
     "setuptools",
     "ninja",
@@ -25,14 +28,7 @@ PACKAGES = (
     "tabulate",
     "matplotlib",
     "tqdm",
-    "triton",
-    "torchvision",
-    "apex",
-    "mmcv",
-    "liger-kernel",
-    "quack-kernels",
-    "kornia",
-    "monai",
+    *PEERS,
 )
 _CLOCKS = (
     "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,mig.mode.current"
@@ -86,7 +82,7 @@ def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "missing"
+        return MISSING
 
 
 def output(command: list[str]) -> str:

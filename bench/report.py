@@ -143,6 +143,8 @@ def readme_section(devices: dict[str, Result], pictures: str) -> str:
         if lines := section(document):
             parts += [*lines, f"![Speed-up over the pure-Python loss]({pictures}/{slug}-speedup.png)", ""]
         parts += _steps(document)
+        if peers := document["environment"].get("peers"):
+            parts += [f"Compared with {', '.join(' '.join(peer) for peer in peers.items())}.", ""]
     return "\n".join(parts)
 
 

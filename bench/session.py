@@ -29,6 +29,7 @@ class Session:
     dry: bool
     facts: dict[str, Any] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    missing: bool = False  # measure only what bench/results lacks of this GPU
     wheels: Path = ROOT / "build" / "wheels"
     environment: dict[str, str] = field(default_factory=dict)  # of every process from now on
 

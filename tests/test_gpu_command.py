@@ -271,6 +271,21 @@ def test_the_benchmark_goes_on_after_a_crash(session, calls):
     assert [command[command.index("--without") + 1 :] for command, *_ in seen[1:]] == [["a", "b"], ["a", "b", "c", "d"]]
 
 
+def test_the_benchmark_goes_on_where_an_earlier_call_had_no_time_left(session, calls, monkeypatch, tmp_path):
+    seen, answers = calls
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "known")
+    for model, name in (("a GPU", "a"), ("another GPU", "b"), ("a GPU of another name", "c")):
+        environment = {"model": model, "commit": "", "torch": "", "load": 0}
+        results.merge(tmp_path / "known" / f"{name}.json", environment, {name: {}})
+    answers += [Call(0, "measuring b\n")] * 2
+    assert parts.bench(session, 300).note == "0 measured"
+    assert "--without" not in seen[0][0]
+    session.missing = True
+    assert parts.bench(session, 300) == Outcome(PASSED, "1 measured")
+    assert seen[1][0][-2:] == ["--without", "a"]
+    assert gpu.parse(["--missing"]).missing and not gpu.parse([]).missing
+
+
 def test_the_benchmark_stops_where_it_cannot_start(session, calls):
     seen, answers = calls
     answers += [Call(1, "ImportError\n")]
