@@ -61,7 +61,7 @@ _ALSO = (
     "segmentation-3d-3",
     "segmentation-3d-14",
 )
-_LATENCY = ("small-softmax", "small-sigmoid")
+_LATENCY = ("small-softmax", "small-sigmoid", "small-softmax-64", "small-sigmoid-100")
 _HALF = ("detection-index", "segmentation-19", "rows-32000")
 _LAST = ("detection-autotuned", "segmentation-autotuned")
 _BOTH = ("float32", "bfloat16")
