@@ -231,7 +231,7 @@ def write_readme(path: Path, section: str) -> None:
 
 def steps_table(steps: Iterable[Result], form: str) -> str:
     """Two lines for each training step: with the library's own loss, and with this project's."""
-    headers = ["training step", "type", "loss", "step", "of it the loss", "", "the loss by itself"]
+    headers = ["training step", "type", "loss", "step", "of it the loss", "share", "the loss by itself"]
     headers += ["peak memory of the step", "of the loss", "loss after it all"]
     rows = []
     for step in steps:

@@ -74,8 +74,6 @@ class Trace:
         self.loss, self.clock = loss, clock
         self.forward: list[tuple[Any, Any]] = []
         self.backward: list[list[Any]] = []
-        self.calls: list[Call] = []
-        self.upstream: list[Tensor] = []
 
     def __call__(self, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
         logits = logits.view_as(logits)  # whose own backward pass follows the loss's at once
@@ -96,6 +94,11 @@ class Trace:
 
 class Recorder(Trace):
     """Also keeps what the loss was given, in both directions."""
+
+    def __init__(self, loss: Callable[..., Tensor], clock: Clock) -> None:
+        super().__init__(loss, clock)
+        self.calls: list[Call] = []
+        self.upstream: list[Tensor] = []
 
     def __call__(self, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
         loss = super().__call__(logits, targets, **options)
