@@ -248,12 +248,14 @@ def steps_table(steps: Iterable[Result], form: str) -> str:
 def _steps(document: Result) -> list[str]:
     if not (steps := list(document.get("steps", {}).values())):
         return []
-    anchors, classes = steps[0]["logits"][0]
+    latest = max(steps, key=lambda step: step["date"])
+    anchors, classes = latest["logits"][0]
     caption = (
-        "Whole training steps of torchvision's RetinaNet (random weights, made-up images and boxes, "
-        f"{anchors} x {classes} logits of the first image), with its own loss and under "
+        f"Whole training steps of the RetinaNet of torchvision {latest['torchvision']} (random weights, made-up images "
+        f"and boxes, {anchors} x {classes} logits of the first image), with its own loss and under "
         '`focal_cuda.patch("torchvision")`, in turn in one process: medians, and the most memory beyond weights and '
-        f"momenta. Made by `{STEP_COMMAND}`, {max(step['date'] for step in steps)}."
+        f"momenta. Made by `{STEP_COMMAND}` at {latest['commit']}, torch {latest['torch']}, load {latest['load']}, "
+        f"{latest['date']}."
     )
     return [caption, "", steps_table(steps, "github"), ""]
 

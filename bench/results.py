@@ -38,10 +38,11 @@ def load(path: Path) -> dict[str, Any]:
 def merge(path: Path, environment: dict[str, Any], found: dict[str, Any], section: str = "scenarios") -> dict[str, Any]:
     """Writes new results over the old ones of the same name; returns everything known.
 
-    Each keeps the commit it was measured at; ``environment`` is that of the latest run.
+    Each keeps the commit it was measured at; the document's environment is that of the latest run of scenarios.
     """
     document = load(path)
-    document["environment"] = environment
+    if section == "scenarios" or not document["environment"]:
+        document["environment"] = environment
     for name, result in found.items():
         document.setdefault(section, {})[name] = {
             **result,

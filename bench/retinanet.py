@@ -19,7 +19,7 @@ import argparse
 import datetime
 import functools
 import gc
-import importlib
+import importlib.metadata
 import math
 import sys
 import tempfile
@@ -255,6 +255,7 @@ def measure(
         "shape": [batch, 3, size, size],
         "logits": shapes,
         "dtype": dtype,
+        "torchvision": importlib.metadata.version("torchvision"),
         "steps": len(trainings[0].samples["step"]),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "losses": found,

@@ -50,6 +50,10 @@ def test_a_step_is_measured_with_both_losses(network, tmp_path, capsys):
             assert found["curve"][-1] < 0.98 * found["curve"][0]
         assert own["loss_error"] <= retinanet.LOSS_ERROR
     printed = capsys.readouterr().out
+    environment = {"commit": "other", "torch": "", "load": 0}
+    results.merge(path, environment | {"torch": "2"}, {}, "steps")
+    assert results.load(path)["environment"] == document["environment"]
+    assert results.merge(path, environment, {})["environment"] == environment
     for text in (printed, report.readme_section({"a": document}, "pictures")):
         assert text.count("RetinaNet, ResNet-50 FPN, 1 x 64 x 64") == 4
 
