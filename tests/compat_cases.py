@@ -220,12 +220,15 @@ def _smp() -> list[Case]:
             cases.extend(_each("smp.FocalLoss", original, libraries.smp, inputs, given, exact=exact))
 
     kinds = [{"reduction": r} for r in ("mean", "sum", "batchwise_mean")]
-    shapes = ({}, {"alpha": 0.25, "gamma": 1.5}, {"normalized": True, "alpha": 0.25}, {"reduced_threshold": 0.4})
+    normalized = {"normalized": True, "alpha": 0.25}
+    shapes = ({}, {"alpha": 0.25, "gamma": 1.5}, normalized, {"reduced_threshold": 0.4},
+              {**normalized, "reduced_threshold": 0.4})  # fmt: skip
     none = {"reduction": "none"}
+    unreduced = (none, {**none, **normalized}, {**none, **normalized, "reduced_threshold": 0.6, "gamma": 1.5})
     single = lambda: (torch.randn(3, 1, 6, 7), hard(3, 6, 7))  # noqa: E731
     binary = {"mode": "binary"}
     add(single, *({**binary, **s, **k} for s in shapes for k in kinds))
-    add(single, {**binary, **none}, original=None)
+    add(single, *({**binary, **u} for u in unreduced), original=None)
     add(lambda: (torch.randn(3, 1, 6, 7), torch.where(torch.rand(3, 1, 6, 7) < 0.2, 255, hard(3, 1, 6, 7).long())),
         *({**binary, "ignore_index": 255, **s} for s in shapes))  # fmt: skip
     add(lambda: (torch.rand(3, 1, 6, 7) * 0.9 + 0.05, hard(3, 1, 6, 7)), {**binary, "from_logits": False})
@@ -233,7 +236,10 @@ def _smp() -> list[Case]:
     weights = [0.1, 0.3, 0.5, 0.7, 0.9]
     add(indices, *({**multi, **s, **k} for s in shapes for k in kinds),
         *({**multi, **s, "class_weights": weights} for s in shapes))  # fmt: skip
-    add(indices, {**multi, **none}, original=None)
+    add(indices, *({**multi, **u} for u in unreduced), {**multi, **unreduced[1], "class_weights": weights},
+        {**multi, **none, "class_weights": weights}, original=None)  # fmt: skip
+    add(lambda: (torch.randn(MASKS), masks_with(255)), *({**multi, "ignore_index": 255, **u} for u in unreduced),
+        original=None)  # fmt: skip
     add(lambda: (torch.randn(MASKS), masks_with(255)), *({**multi, "ignore_index": 255, **s, **k} for s in shapes
                                                          for k in kinds))  # fmt: skip
     add(lambda: (torch.rand(MASKS) * 0.9 + 0.05, labels(3, 6, 7)), {**multi, "from_logits": False}, original=None)
@@ -266,13 +272,21 @@ def _keras() -> list[Case]:
 
 def _timm() -> list[Case]:
     kinds = [{"reduction": r} for r in ("batchmean", "mean", "sum", "none")]
+    detached = {"disable_torch_grad_focal_loss": True}
     weights = [{"weight": vector()}, {"pos_weight": vector(1)}, {"weight": vector(), "pos_weight": 2.5}]
-    shapes = [{"clip": None}, {"disable_torch_grad_focal_loss": True}]
+    shapes = [{"clip": None}, detached]
+    smoothed = {"smoothing": 0.1}
     single = [{}, {"eps": 0.0}, {"gamma_pos": 2.0, "gamma_neg": 1.0}, {"reduction": "none"}]
     return [
         *_each("timm.AsymmetricLossMultiLabel", "timm.loss:AsymmetricLossMultiLabel", libraries.timm_multi,
                lambda: (torch.randn(ROWS), hard(*ROWS)), {}, *kinds, *weights, *shapes,
-               {"disable_torch_grad_focal_loss": True, "reduction": "none", **weights[2]}),
+               {**detached, "reduction": "none", **weights[2]}),
+        *_each("timm.AsymmetricLossMultiLabel", "timm.loss:AsymmetricLossMultiLabel", libraries.timm_multi,
+               lambda: (torch.randn(ROWS), soft(*ROWS)), *kinds, *weights, *shapes,
+               {"gamma_neg": 0.5, "gamma_pos": 0.25, "clip": 0.2, **smoothed}, exact=False),
+        *_each("timm.AsymmetricLossMultiLabel", "timm.loss:AsymmetricLossMultiLabel", libraries.timm_multi,
+               lambda: (torch.randn(ROWS), hard(*ROWS).long()), smoothed, {**smoothed, **detached, **weights[2]},
+               exact=False),
         *_each("timm.AsymmetricLossMultiLabel", "timm.loss:AsymmetricLossMultiLabel", libraries.timm_multi,
                lambda: (torch.randn(ROWS), hard(*ROWS)), {"gamma_neg": 2.5, "gamma_pos": 0.0, "clip": 0.2},
                exact=False),

@@ -165,12 +165,15 @@ def smp(
     loss = factor * -p_t.log() * counted
     if alpha is not None:
         loss = loss * (alpha * t + (1 - alpha) * (1 - t))
-    if reduction == "none":
-        return loss.view(shape)
     dims = tuple(d for d in range(x.dim()) if d != 1)
-    losses = loss.sum(dims)
     if normalized:
-        losses = losses / (factor * counted).sum(dims)
+        loss = loss / (factor * counted).sum(dims, keepdim=True)
+    if reduction == "none":
+        shares = (
+            1.0 if class_weights is None else by_class(class_weights, x) / (sum(class_weights) / len(class_weights))
+        )
+        return (loss * shares).view(shape)
+    losses = loss.sum(dims)
     if reduction == "mean":
         # Where elements of several labels are ignored, which the original cannot do, a mean is over all that are left.
         over_all = mode == "multilabel" and not normalized
@@ -212,15 +215,16 @@ def keras_categorical(
 
 
 def timm_multi(
-    x, y, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, disable_torch_grad_focal_loss=False, reduction="batchmean",
-    weight=None, pos_weight=None,
+    x, y, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, disable_torch_grad_focal_loss=False, smoothing=0.0,
+    reduction="batchmean", weight=None, pos_weight=None,
 ):  # fmt: skip
+    y = y.double() * (1 - smoothing) + smoothing / 2
     p = torch.sigmoid(x)
     p_m = (p - (clip or 0.0)).clamp(min=0)
-    factor = torch.where(y == 1, (1 - p) ** gamma_pos, p_m**gamma_neg)
+    missed = y * (1 - p) + (1 - y) * p_m
+    factor = missed ** (gamma_pos * y + gamma_neg * (1 - y))
     factor = factor.detach() if disable_torch_grad_focal_loss else factor
-    loss = factor * torch.where(y == 1, -p.log(), -(1 - p_m).log())
-    loss = loss if pos_weight is None else loss * torch.where(y == 1, pos_weight, 1.0)
+    loss = factor * (y * -F.logsigmoid(x) * (1.0 if pos_weight is None else pos_weight) - (1 - y) * (1 - p_m).log())
     loss = loss if weight is None else loss * weight
     return loss.sum() / len(x) if reduction == "batchmean" else reduced(loss, reduction)
 

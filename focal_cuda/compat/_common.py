@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _arguments
+from .. import _arguments, _ops, _values
 
 # No label: the ignore_index of libraries that ignore none.
 NOTHING = -(2**62)
@@ -69,6 +69,11 @@ def check_class_weight(op: str, name: str, weight: object, classes: int) -> None
     if weight is not None and (not isinstance(weight, Tensor) or weight.shape != (classes,)):
         got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(f"{op}: expected {name} to be a tensor [{classes}], got {got}; pass one number per class.")
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether its values can be looked at, for nothing and by Python."""
+    return _values.on_cpu(tensor) and not _ops._functorch_active()
 
 
 def number(value: object) -> object:

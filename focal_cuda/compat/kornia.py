@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import _ops, _values, functional
+from .. import functional
 from ._common import (
     NOTHING,
     along_classes,
@@ -17,6 +17,7 @@ from ._common import (
     number,
     over,
     product,
+    readable,
     spread,
 )
 
@@ -114,7 +115,7 @@ def binary_focal_loss_with_logits(
 
 def _known_as_hard(target: Tensor) -> bool:
     """Whether a look at floating targets, free on the CPU, finds 0, 1 and an ignored label alone."""
-    return _values.on_cpu(target) and not _ops._functorch_active() and torch.equal(target, target.round())
+    return readable(target) and torch.equal(target, target.round())
 
 
 class _Weighted(nn.Module):

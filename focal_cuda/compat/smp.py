@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import functional, variants
-from ._common import NOTHING, along_classes, check_choice, check_dense, check_indices, in_dtype
+from .. import _arguments, _values, functional, variants
+from ._common import NOTHING, along_classes, check_choice, check_dense, check_indices, in_dtype, readable
 
 __all__ = ["FocalLoss"]
 
@@ -37,8 +39,9 @@ class FocalLoss(nn.Module):
     Returns:
         The logits' dtype, promoted with that of the class weights (float32).
 
-    Here labels out of range are errors, multilabel has an ignore_index, and nothing left to count gives 0. Not here:
-    soft targets with normalized or reduced_threshold, and these two at once.
+    Here labels out of range are errors, multilabel has an ignore_index, and nothing left to count gives 0. normalized
+    with reduced_threshold or ``reduction="none"`` is not fused: a dozen torch operations for each class. Not here: soft
+    targets with normalized or reduced_threshold.
     """
 
     def __init__(
@@ -60,11 +63,6 @@ class FocalLoss(nn.Module):
         check_choice(op, "reduction", reduction, ("none", "mean", "sum", "batchwise_mean"))
         if class_weights is not None and mode == "binary":
             raise ValueError(f'{op}: expected class_weights with several classes, got them with "binary"; drop them.')
-        if normalized and (reduced_threshold is not None or reduction == "none"):
-            other = 'reduction="none"' if reduced_threshold is None else "reduced_threshold"
-            raise NotImplementedError(
-                f"{op}: expected normalized alone and reduced to a number, got it with {other}; drop one of them."
-            )
         self.mode = mode
         self.alpha = alpha
         self.gamma = gamma
@@ -105,29 +103,61 @@ class FocalLoss(nn.Module):
         elif self.reduction == "batchwise_mean" and self.mode != "binary" and self.ignore_index is None:
             options["normalizer"] = max(logits[:1].numel(), 1)
         if self.class_weights is not None:
-            share = self.class_weights / self.class_weights.sum() * classes
-            options["sample_weight"] = along_classes(share, logits)
+            options["sample_weight"] = along_classes(self._shares(), logits)
         if self.reduced_threshold is None:
             return functional.sigmoid_focal_loss(logits, targets, **options)
         return variants.reduced_focal_loss(logits, targets, self.reduced_threshold, **options)
 
     def _normalized(self, logits: Tensor, targets: Tensor) -> Tensor:
         """By class, each over its own sum of factors. A mean divides by the number of elements once more."""
+        if self.mode == "multiclass" and readable(targets):
+            ignored = NOTHING if self.ignore_index is None else self.ignore_index
+            _values.check_labels("smp.FocalLoss", targets, logits.shape[1], ignored, None)
+        unreduced = self.reduction == "none"
         losses = []
         for x, t, counted in self._classes(logits, targets):
             mask = None if self.ignore_index is None else counted != self.ignore_index
-            loss = variants.normalized_focal_loss(
-                x, t, self.alpha, self.gamma, class_dim=0, ignore_index=NOTHING, mask=mask
-            )
+            if unreduced or self.reduced_threshold is not None:
+                loss = self._normalized_elements(x, t, mask)
+                loss = loss if unreduced else loss.sum()
+            else:
+                loss = variants.normalized_focal_loss(
+                    x, t, self.alpha, self.gamma, class_dim=0, ignore_index=NOTHING, mask=mask
+                )
             if self.reduction == "mean":
                 loss = loss / (max(t.numel(), 1) if mask is None else mask.sum().clamp(min=1))
             elif self.reduction == "batchwise_mean" and mask is None and self.mode != "binary":
                 loss = loss / max(t[:1].numel(), 1)
             losses.append(loss)
+        if unreduced:
+            losses = losses[0] if self.mode == "binary" else torch.stack(losses, 1)
+            return losses if self.class_weights is None else losses * along_classes(self._shares(), logits)
         losses = torch.stack(losses)
-        if self.class_weights is None:
-            return losses.mean()
-        return (losses * self.class_weights).sum() / self.class_weights.sum()
+        return losses.mean() if self.class_weights is None else (losses * self._shares()).mean()
+
+    def _shares(self) -> Tensor:
+        """The class weights with a mean of 1."""
+        return self.class_weights / self.class_weights.mean()
+
+    def _normalized_elements(self, x: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+        """The elements of one class. A factor over the sum of factors is a softmax of their logarithms, which neither
+        underflows nor overflows."""
+        if readable(t):
+            ignored = NOTHING if self.ignore_index is None else self.ignore_index
+            _values.check_dense("smp.FocalLoss", t, t == ignored, ignored, 1.0, binary=True)
+        x = x.to(_arguments.computing_dtype(x))
+        x = x if mask is None else torch.where(mask, x, 0.0)
+        margin = torch.where(t == 1, x, -x)
+        log_factor = self.gamma * F.logsigmoid(-margin)
+        if self.reduced_threshold is not None:
+            hard = torch.sigmoid(margin) < self.reduced_threshold
+            log_factor = torch.where(hard, 0.0, log_factor - self.gamma * math.log(self.reduced_threshold))
+        if mask is not None:
+            log_factor = torch.where(mask, log_factor, torch.finfo(x.dtype).min)
+        losses = log_factor.flatten().softmax(0).view_as(x) * -F.logsigmoid(margin)
+        if self.alpha is not None:
+            losses = losses * torch.where(t == 1, self.alpha, 1 - self.alpha)
+        return losses if mask is None else torch.where(mask, losses, 0.0)
 
     def _classes(self, logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Of each class the logits, the binary targets, and what may hold the ignored label."""
