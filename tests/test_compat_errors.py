@@ -12,6 +12,7 @@ from compare import random_upstream
 from compat_cases import CASES, CLASSES, Case, labels
 from test_compat import every_case
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from focal_cuda import compat as c
 
@@ -37,6 +38,8 @@ ERRORS = [
     (lambda: c.mmcv.sigmoid_focal_loss(X, T), ValueError, r"logits \[N, C\] and class index targets \[N\]"),
     (lambda: c.mmcv.sigmoid_focal_loss(X, L, weight=WRONG), ValueError, r"weight to be a tensor \[5\], got \[3\]"),
     (lambda: c.mmcv.sigmoid_focal_loss(X, L + CLASSES + 1), IndexError, "expected class labels"),
+    (lambda: c.mmcv.sigmoid_focal_loss(X, L + 9, weight=torch.ones(CLASSES)), IndexError, "expected class labels"),
+    (lambda: c.mmdet.QualityFocalLoss()(X, (L + 9, WRONG.new_ones(4))), IndexError, "expected class labels"),
     (lambda: c.mmcv.softmax_focal_loss(X, L + CLASSES), IndexError, "expected class labels"),
     (lambda: c.mmcv.softmax_focal_loss(X, L.float()), TypeError, "integer dtype"),
     (lambda: c.apex.focal_loss(X, L, WRONG[:1], 6, 0.25, 2.0), ValueError, r"num_real_classes in \[1, C\]"),
@@ -138,8 +141,33 @@ def test_uint8_masks_are_taken() -> None:
         lambda t: c.monai.FocalLoss(include_background=False, to_onehot_y=True)(x, t.unsqueeze(1)),
         lambda t: c.mmseg.FocalLoss()(x, t),
         lambda t: c.smp.FocalLoss("multiclass")(x, t),
+        lambda t: c.mmcv.sigmoid_focal_loss(x[..., 0], t[:, 0], weight=torch.ones(CLASSES)),
+        lambda t: c.mmcv.softmax_focal_loss(x[..., 0], t[:, 0]),
+        lambda t: torch.func.grad(lambda x: c.mmcv.softmax_focal_loss(x, t[:, 0]))(x[..., 0]),
+        lambda t: c.mmdet.QualityFocalLoss()(x[..., 0], (t[:, 0], torch.full((4,), 0.5))),
     ):
         torch.testing.assert_close(loss(masks.to(torch.uint8)), loss(masks), rtol=0, atol=0)
+
+
+def test_what_is_kept_between_calls_serves_any_call() -> None:
+    """A constant that is made where no other call could use it: without autograd, of no memory, in a transform."""
+    x, t = torch.randn(6, CLASSES), labels(6)
+    loss_of = {
+        alpha: lambda x, alpha=alpha: c.kornia.focal_loss(x, t, alpha, reduction="sum") for alpha in (0.31, 0.32, 0.33)
+    }
+    with torch.inference_mode():
+        loss_of[0.31](x.clone())
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        loss_of[0.32](mode.from_tensor(x))
+        loss_of[0.32](x)
+    torch.func.grad(loss_of[0.33])(x)
+    for alpha, loss in loss_of.items():
+        expected = [c.kornia.focal_loss(x, t, None, weight=torch.tensor([1 - alpha] + [alpha] * (CLASSES - 1)))]
+        leaf = x.clone().requires_grad_()
+        total = loss(leaf)
+        total.backward()
+        torch.testing.assert_close(total.detach(), expected[0].sum())
+        assert type(leaf.grad) is Tensor and leaf.grad.any()
 
 
 MODULES = list({case.adapter: case for case in CASES if isinstance(case.given, type)}.values())

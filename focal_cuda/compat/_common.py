@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _arguments, _ops, _values
 
@@ -76,6 +76,15 @@ def readable(tensor: Tensor) -> bool:
     return _values.on_cpu(tensor) and not _ops._functorch_active()
 
 
+def keep(module: nn.Module, name: str, value: object, persistent: bool = False) -> None:
+    """A tensor as a buffer, which moves with the module, a parameter as it is; all else, None too, as what is found
+    sooner: a plain attribute."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        module.register_buffer(name, value, persistent=persistent)
+    else:
+        setattr(module, name, value)
+
+
 def number(value: object) -> object:
     """A number in the place of a tensor that holds one."""
     return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
@@ -121,13 +130,46 @@ def background_alpha(alpha: float | None, logits: Tensor, weight: Tensor | None 
     """[1 - alpha, alpha, alpha, ...] by class of dim 1, the first one being background, times a weight of the class."""
     if alpha is None:
         return weight
-    classes, dtype = logits.shape[1], _arguments.computing_dtype(logits)
-    if logits.is_cpu and classes < 100:  # 4 us where the two fills take 15
-        vector = torch.tensor([1 - alpha] + [alpha] * (classes - 1), dtype=dtype)
-    else:
-        vector = torch.full((classes,), alpha, dtype=dtype, device=logits.device)
-        vector[:1] = 1 - alpha
-    return product(vector, weight)
+    return product(constant(logits, first_and_rest, 1 - alpha, alpha, logits.shape[1]), weight)
+
+
+def first_and_rest(first: float, rest: float, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    vector = torch.full((count,), rest, dtype=dtype, device=device)
+    vector[:1] = first
+    return vector
+
+
+def constant(logits: Tensor, make: Callable[..., Tensor], *numbers: float) -> Tensor:
+    """make(*numbers, dtype, device) for these logits; on the CPU made once, since a tensor costs a small call 5 us and
+    more. What is traced, or runs in a stream, gets its own."""
+    key = (make, *numbers, _arguments.computing_dtype(logits), logits.device)
+    if type(logits) not in (Tensor, nn.Parameter) or not readable(logits):
+        return make(*key[1:])
+    made = _CONSTANTS.get(key)
+    if made is None:
+        with torch.inference_mode(False):  # whose tensors later calls could not save for their backward
+            made = make(*key[1:])
+        if type(made) is Tensor and len(_CONSTANTS) < 100:
+            _CONSTANTS[key] = made
+    return made
+
+
+def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+_CONSTANTS: dict[tuple, Tensor] = {}
+
+
+def where_refused(call: Callable[[Tensor], Tensor], labels: Tensor, mapped: Callable[[Tensor], Tensor]) -> Tensor:
+    """The loss of labels, and of mapped ones where some are out of range: if the CPU, which looks, says so, or nobody
+    looks in time."""
+    if readable(labels):
+        try:
+            return call(labels)
+        except IndexError:
+            pass
+    return call(mapped(labels))
 
 
 def spread(losses: Tensor, targets: Tensor, logits: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def focal_loss(
             f"apex.focal_loss: expected num_real_classes in [1, C] for logits [..., C], got {num_real_classes} with "
             f"{list(cls_output.shape)}; pass the number of classes without padding."
         )
-    logits = cls_output[..., :num_real_classes]
+    logits = cls_output if num_real_classes == cls_output.shape[-1] else cls_output[..., :num_real_classes]
     common = {"class_dim": -1, "ignore_index": _IGNORED, "background_index": _BACKGROUND}
     if not label_smoothing:
         return functional.sigmoid_focal_loss(

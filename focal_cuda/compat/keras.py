@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ._common import NOTHING, check_choice, check_dense
+from ._common import NOTHING, check_choice, check_dense, keep
 
 __all__ = ["BinaryFocalCrossentropy", "CategoricalFocalCrossentropy"]
 
@@ -30,7 +30,8 @@ class _Loss(nn.Module):
         dtype: str | torch.dtype | None,
     ) -> None:
         super().__init__()
-        check_choice(f"keras.{type(self).__name__}", "reduction", reduction, _REDUCTIONS)
+        self._op = f"keras.{type(self).__name__}"
+        check_choice(self._op, "reduction", reduction, _REDUCTIONS)
         self.gamma = gamma
         self.from_logits = from_logits
         self.label_smoothing = label_smoothing
@@ -47,7 +48,7 @@ class _Loss(nn.Module):
             y_true = y_true.unsqueeze(-1)
         elif y_pred.dim() == y_true.dim() - 1 and y_true.shape[-1] == 1:
             y_true = y_true.squeeze(-1)
-        check_dense(f"keras.{type(self).__name__}", y_pred, y_true, rank=1)
+        check_dense(self._op, y_pred, y_true, rank=1)
         weights = None if sample_weight is None else self._of_samples(sample_weight, y_pred)
         if self.reduction in (None, "none"):
             kinds = {"reduction": "none"}
@@ -56,7 +57,8 @@ class _Loss(nn.Module):
             if self.reduction == "mean_with_sample_weight" and weights is not None:
                 count = weights.sum() * (count / max(weights.numel(), 1))
             kinds = {"reduction": "sum", "normalizer": count}
-        return self.losses(y_true, y_pred, weights, **kinds).to(self.dtype)
+        loss = self.losses(y_true, y_pred, weights, **kinds)
+        return loss if loss.dtype == self.dtype else loss.to(self.dtype)
 
     def _of_samples(self, sample_weight: Tensor, y_pred: Tensor) -> Tensor:
         """With the dimension of the classes: a weight for each sample, which may have a last dimension of 1."""
@@ -144,10 +146,8 @@ class CategoricalFocalCrossentropy(_Loss):
         dtype: str | torch.dtype | None = None,
     ) -> None:
         super().__init__(gamma, from_logits, label_smoothing, axis, reduction, name, dtype)
-        if isinstance(alpha, (int, float)):
-            self.alpha = alpha
-        else:
-            self.register_buffer("alpha", torch.as_tensor(alpha, dtype=torch.float32), persistent=False)
+        is_number = isinstance(alpha, (int, float))
+        keep(self, "alpha", alpha if is_number else torch.as_tensor(alpha, dtype=torch.float32))
 
     def losses(
         self, y_true: Tensor, y_pred: Tensor, weights: Tensor | None, reduction: str, normalizer: object = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, variants
-from ._common import NOTHING, check_choice, check_dense, check_rows, check_sigmoid
+from ._common import NOTHING, check_choice, check_dense, check_rows, check_sigmoid, where_refused
 from ._openmmlab import REDUCTIONS, as_rows, broadcast, finish, reduction_of
 
 __all__ = ["FocalLoss", "GaussianFocalLoss", "QualityFocalLoss", "VarifocalLoss"]
@@ -71,8 +71,8 @@ class FocalLoss(_Loss):
 class QualityFocalLoss(_Loss):
     """As ``mmdet.models.losses.QualityFocalLoss``; see :func:`focal_cuda.quality_focal_loss` for the formula.
 
-    pred: logits ``[N, C]`` (``activated``: probabilities; they are turned into logits, in float64). target: (class
-    index ``[N]``, scores ``[N]``), label C and negative ones are background; or dense scores, of pred's shape. weight:
+    pred: logits ``[N, C]`` (``activated``: probabilities, which are turned into logits, in float64). target: (class index
+    ``[N]``, scores ``[N]``), label C and negative ones are background; or dense scores, of pred's shape. weight:
     ``[N]``. ``reduction="none"`` gives ``[N]``, summed over the classes.
     """
 
@@ -107,12 +107,18 @@ class QualityFocalLoss(_Loss):
                 raise ValueError(f"{op}: expected target (labels, scores), got {len(target)} items; pass the two.")
             target, scores = target
             check_rows(op, pred, target)
-            target = target.masked_fill(target < 0, pred.shape[1])
         kinds = reduction_of(op, self.reduction, reduction_override, avg_factor, pred.shape[0])
         logits = torch.logit(pred.double(), eps=1e-12) if self.activated else pred
-        loss = variants.quality_focal_loss(
-            logits, target, scores, self.beta, ignore_index=NOTHING, sample_weight=weight, **kinds
-        )
+
+        def of(target: Tensor) -> Tensor:
+            return variants.quality_focal_loss(
+                logits, target, scores, self.beta, ignore_index=NOTHING, sample_weight=weight, **kinds
+            )
+
+        if scores is None:
+            loss = of(target)
+        else:
+            loss = where_refused(of, target, lambda labels: labels.masked_fill(labels < 0, pred.shape[1]))
         return self.finish(loss.sum(1) if kinds["reduction"] == "none" else loss, pred, weight, avg_factor)
 
 
@@ -162,7 +168,7 @@ class GaussianFocalLoss(_Loss):
 
     pred: **probabilities**. target: heat maps of pred's shape, 1 at peaks. weight: anything that broadcasts to it.
     pos_inds, pos_labels: rows and classes of the positives, where peaks do not tell them (pred ``[N, C]``); each of the
-    two terms then is reduced by itself.
+    two terms then is reduced by itself. The weights of negatives, four operations, add 50 us to the smallest call.
     """
 
     def __init__(
@@ -200,7 +206,8 @@ class GaussianFocalLoss(_Loss):
                 **reduction_of(op, self.reduction, reduction_override, avg_factor, pred.numel()),
             )  # fmt: skip
 
-        of_negatives = self.neg_weight * (1 - target) ** self.gamma
+        of_negatives = (1 - target) ** self.gamma
+        of_negatives = of_negatives if self.neg_weight == 1 else of_negatives * self.neg_weight
         if pos_inds is None:
             peak = target == 1
             weights = torch.where(peak, self.pos_weight, of_negatives)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ._common import NOTHING, along_classes, check_choice, check_dense, check_sigmoid, product
+from ._common import NOTHING, along_classes, check_choice, check_dense, check_sigmoid, keep, product
 from ._openmmlab import REDUCTIONS, finish, reduction_of
 
 __all__ = ["FocalLoss"]
@@ -55,10 +55,8 @@ class FocalLoss(nn.Module):
         self.reduction = reduction
         self.loss_weight = loss_weight
         self._loss_name = loss_name
-        # Buffers that move with the module, and, as the lists of the original, are not saved.
-        for name, value in (("alpha", alpha), ("class_weight", class_weight)):
-            is_list = isinstance(value, Sequence)
-            self.register_buffer(name, torch.tensor(value), persistent=False) if is_list else setattr(self, name, value)
+        for name, value in (("alpha", alpha), ("class_weight", class_weight)):  # lists in the original: not saved
+            keep(self, name, torch.tensor(value) if isinstance(value, Sequence) else value)
 
     def forward(
         self,

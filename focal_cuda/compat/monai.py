@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _values, functional
-from ._common import NOTHING, along_classes, background_alpha, check_choice, check_dense, product, spread
+from ._common import NOTHING, along_classes, background_alpha, check_choice, check_dense, keep, product, spread
 
 __all__ = ["FocalLoss"]
 
@@ -37,7 +37,8 @@ class FocalLoss(nn.Module):
 
     The original's sum of ``[B, N]`` is a mean, by an oversight; here it is the sum. Soft targets of sigmoid, which it
     does not speak of, are those of :func:`focal_cuda.sigmoid_focal_loss`. Nothing is written to the module in a call.
-    Unreduced softmax losses of dense targets take a pass for each class.
+    Unreduced softmax losses of dense targets take a pass for each class. Taking the dimension of 1 off class indices
+    is half of the 14 us that this adds to the smallest call.
     """
 
     def __init__(
@@ -61,13 +62,10 @@ class FocalLoss(nn.Module):
         self.reduction = reduction
         self.use_softmax = use_softmax
         self.ignore_index = ignore_index
-        if alpha is None or isinstance(alpha, (int, float)):
-            self.alpha = alpha
-        else:
-            self.register_buffer("alpha", torch.as_tensor(alpha), persistent=False)
+        keep(self, "alpha", alpha if alpha is None or isinstance(alpha, (int, float)) else torch.as_tensor(alpha))
         weight = None if weight is None else torch.as_tensor(weight)
         _values.check_numbers("monai.FocalLoss", "weight", weight)
-        self.register_buffer("class_weight", weight)
+        keep(self, "class_weight", weight, persistent=True)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         op = "monai.FocalLoss"
@@ -109,10 +107,10 @@ class FocalLoss(nn.Module):
         """The reduction with its normalizer, and a weight of positions where a sum is one of means."""
         if self.reduction == "none":
             return {"reduction": "none"}, None
-        spatial = tuple(range(2, input.dim()))
         if self.reduction == "mean":
             count = max(input.numel(), 1) if valid is None else valid.sum().clamp(min=1)
             return {"reduction": "sum", "normalizer": count}, None
+        spatial = tuple(range(2, input.dim()))
         if valid is None or not spatial:
             return {"reduction": "sum", "normalizer": max(input[0, 0].numel() if len(input) else 1, 1)}, None
         return {"reduction": "sum"}, valid / valid.sum(spatial, keepdim=True).clamp(min=1)
@@ -151,20 +149,18 @@ class FocalLoss(nn.Module):
         if isinstance(alpha, Tensor):
             alpha = alpha.to(torch.float32).expand(input.shape[1])
         reduction, of_positions = self._reduction(input, valid)
-
-        def loss(target: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
-            return functional.softmax_focal_loss(
-                input, target, alpha, self.gamma, ignore_index=background,
-                mask=None if mask is None else mask.squeeze(1),
-                sample_weight=None if weight is None else weight.squeeze(1), **reduction,
-            )  # fmt: skip
-
+        options = {
+            "alpha": alpha, "gamma": self.gamma, "ignore_index": background,
+            "mask": None if valid is None else valid.squeeze(1),
+            "sample_weight": None if of_positions is None else of_positions.squeeze(1), **reduction,
+        }  # fmt: skip
         if target.dim() < input.dim():
-            losses = loss(target, valid, of_positions)
+            losses = functional.softmax_focal_loss(input, target, **options)
             return spread(losses, target, input) if self.reduction == "none" else losses
         target = target if target.is_floating_point() else target.float()
         if self.reduction != "none":
-            return loss(target, valid, of_positions)
+            return functional.softmax_focal_loss(input, target, **options)
         classes = torch.arange(input.shape[1], device=input.device)
         positions = input.shape[:1] + input.shape[2:]
-        return torch.stack([loss(c.expand(positions), valid, None) for c in classes], 1) * target
+        each = [functional.softmax_focal_loss(input, c.expand(positions), **options) for c in classes]
+        return torch.stack(each, 1) * target

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, weighting
-from ._common import NOTHING, check_dense, check_indices, check_rows, in_dtype
+from ._common import NOTHING, check_dense, check_indices, check_rows, in_dtype, keep
 
 __all__ = ["BinaryFocalLoss", "MultiClassFocalLoss", "OneVsAllFocalLoss", "SoftmaxFocalLoss"]
 
@@ -27,7 +27,7 @@ class MultiClassFocalLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.gamma = gamma
-        self.register_buffer("alpha", alpha, persistent=False)
+        keep(self, "alpha", alpha)
         self.reduction = reduction
         self.ignore_index = ignore_index
 
@@ -59,10 +59,8 @@ class OneVsAllFocalLoss(nn.Module):
         ignore_index: int = -100,
     ) -> None:
         super().__init__()
-        if isinstance(alpha, Tensor) and alpha.dim() > 0:
-            self.register_buffer("alpha", alpha, persistent=False)
-        else:
-            self.alpha = None if alpha is None else float(alpha)
+        is_number = alpha is not None and not (isinstance(alpha, Tensor) and alpha.dim() > 0)
+        keep(self, "alpha", float(alpha) if is_number else alpha)
         self.gamma = gamma
         self.reduction = reduction
         self.ignore_index = ignore_index
@@ -112,7 +110,7 @@ class SoftmaxFocalLoss(nn.Module):
     ) -> None:
         super().__init__()
         alpha = torch.ones(class_num) if alpha is None else torch.as_tensor(alpha).detach().flatten()
-        self.register_buffer("alpha", alpha, persistent=False)
+        keep(self, "alpha", alpha)
         self.class_num = class_num
         self.gamma = gamma
         self.size_average = size_average

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _arguments, _values, functional, variants
-from ._common import NOTHING, along_classes, check_choice, check_dense, check_indices, in_dtype, readable
+from ._common import NOTHING, along_classes, check_choice, check_dense, check_indices, in_dtype, keep, readable
 
 __all__ = ["FocalLoss"]
 
@@ -73,7 +73,7 @@ class FocalLoss(nn.Module):
         self.normalized = normalized
         self.reduced_threshold = reduced_threshold
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)
+        keep(self, "class_weights", weights)
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         op = "smp.FocalLoss"
@@ -84,7 +84,7 @@ class FocalLoss(nn.Module):
                     f"{op}: expected as many targets as logits {list(logits.shape)}, got {list(y_true.shape)}; "
                     "reshape them."
                 )
-            y_true = y_true.reshape(logits.shape)
+            y_true = y_true if y_true.shape == logits.shape else y_true.reshape(logits.shape)
         elif self.mode == "multilabel":
             check_dense(op, logits, y_true, rank=2)
         else:

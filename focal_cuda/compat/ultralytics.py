@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, variants
-from ._common import NOTHING, check_dense, in_dtype
+from ._common import NOTHING, check_dense, in_dtype, keep
 
 __all__ = ["FocalLoss", "VarifocalLoss"]
 
@@ -23,14 +23,9 @@ class FocalLoss(nn.Module):
     def __init__(self, gamma: float = 1.5, alpha: float | Sequence[float] = 0.25) -> None:
         super().__init__()
         self.gamma = gamma
-        if isinstance(alpha, (int, float)):
-            self.alpha = alpha if alpha > 0 else None
-        else:
+        if not isinstance(alpha, (int, float)):
             alpha = torch.as_tensor(alpha)
-            self.alpha = None
-            if bool((alpha > 0).any()):
-                del self.alpha
-                self.register_buffer("alpha", alpha, persistent=False)
+        keep(self, "alpha", alpha if bool((torch.as_tensor(alpha) > 0).any()) else None)
 
     def forward(self, pred: Tensor, label: Tensor) -> Tensor:
         check_dense("ultralytics.FocalLoss", pred, label, floating=True, rank=2)
@@ -46,7 +41,8 @@ class VarifocalLoss(nn.Module):
 
     ``loss(pred_score, gt_score, label)``: logits ``[N, M, ...]``, and scores and one-hot labels of their shape.
     Positives with a score of 0 have no loss, neither as positives nor as negatives; scores where the label is 0 are out
-    of place. Returns a scalar, float32 unless one of the three is float64.
+    of place. To find them takes two operations, which add 25 us to the smallest call. Returns a scalar,
+    float32 unless one of the three is float64.
     """
 
     def __init__(self, gamma: float = 2.0, alpha: float = 0.75) -> None:
