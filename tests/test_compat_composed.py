@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import libraries
 import mpmath
 import pytest
 import torch
@@ -108,3 +109,22 @@ def test_is_differentiable_twice(criterion: Callable, targets: Tensor) -> None:
         torch.autograd.grad(criterion(at := (x + s).detach().requires_grad_(), targets), at)[0] for s in (step, -step)
     )
     torch.testing.assert_close(along, (ahead - behind) / 2e-5, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_quality_focal_loss_of_probabilities(target: float) -> None:
+    """Which become logits first, without a digit less; at 0 and 1 all stays finite."""
+    p = torch.tensor([1e-12, 1e-6, 0.01, 0.1, 0.5, 0.7, 0.95, 1 - 1e-5, 1 - 2**-24]).view(-1, 1)
+    t = torch.full_like(p, target)
+    criterion = compat.mmdet.QualityFocalLoss(activated=True, reduction="none")
+    leaf, leaf64 = p.clone().requires_grad_(), p.double().requires_grad_()
+    loss = criterion(leaf, t)
+    expected = libraries.mmdet_quality(leaf64, t.double(), activated=True, reduction="none")
+    (grad,) = torch.autograd.grad(loss.sum(), leaf)
+    (slope,) = torch.autograd.grad(expected.sum(), leaf64)
+    assert_close(loss.detach(), expected.detach(), loss_bound(expected.detach(), p.dtype), "loss")
+    size = expected.detach().unsqueeze(1) / (p * (1 - p)).double() + slope.abs()  # it cancels at p = t
+    assert_close(grad, slope, grad_bound(slope, p.dtype, size=size), "gradient")
+    ends = torch.tensor([[0.0], [1.0]], requires_grad=True)
+    (grad,) = torch.autograd.grad(criterion(ends, t[:2]).sum(), ends)
+    assert grad.isfinite().all() and criterion(ends, t[:2]).isfinite().all()

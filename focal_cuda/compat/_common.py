@@ -96,6 +96,12 @@ def alpha_or_none(alpha: object) -> object:
     return None if isinstance(alpha, (int, float)) and alpha < 0 else alpha
 
 
+def logits_of(probabilities: Tensor) -> Tensor:
+    """Finite ones: a probability of 1 is taken for the number before it, one below 1e-12 for that."""
+    p = probabilities.to(_arguments.computing_dtype(probabilities))
+    return torch.logit(p.clamp(1e-12, 1 - torch.finfo(p.dtype).eps / 2))
+
+
 def over(reduction: str, count: int) -> dict[str, object]:
     """A mean that divides by `count`, whatever is ignored; other reductions as they are."""
     return {"reduction": "sum", "normalizer": max(count, 1)} if reduction == "mean" else {"reduction": reduction}

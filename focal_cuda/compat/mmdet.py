@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, variants
-from ._common import NOTHING, check_choice, check_dense, check_rows, check_sigmoid, where_refused
+from ._common import NOTHING, check_choice, check_dense, check_rows, check_sigmoid, logits_of, where_refused
 from ._openmmlab import REDUCTIONS, as_rows, broadcast, finish, reduction_of
 
 __all__ = ["FocalLoss", "GaussianFocalLoss", "QualityFocalLoss", "VarifocalLoss"]
@@ -71,7 +71,7 @@ class FocalLoss(_Loss):
 class QualityFocalLoss(_Loss):
     """As ``mmdet.models.losses.QualityFocalLoss``; see :func:`focal_cuda.quality_focal_loss` for the formula.
 
-    pred: logits ``[N, C]`` (``activated``: probabilities, which are turned into logits, in float64). target: (class index
+    pred: logits ``[N, C]`` (``activated``: probabilities, which are turned into logits first). target: (class index
     ``[N]``, scores ``[N]``), label C and negative ones are background; or dense scores, of pred's shape. weight:
     ``[N]``. ``reduction="none"`` gives ``[N]``, summed over the classes.
     """
@@ -108,7 +108,7 @@ class QualityFocalLoss(_Loss):
             target, scores = target
             check_rows(op, pred, target)
         kinds = reduction_of(op, self.reduction, reduction_override, avg_factor, pred.shape[0])
-        logits = torch.logit(pred.double(), eps=1e-12) if self.activated else pred
+        logits = logits_of(pred) if self.activated else pred
 
         def of(target: Tensor) -> Tensor:
             return variants.quality_focal_loss(
