@@ -10,6 +10,8 @@ TORCH ?= torch==2.13.0
 VENV_FLAGS ?=
 # Which extras of pyproject.toml to install; EXTRAS= for none.
 EXTRAS ?= dev
+# The other libraries that `make test` compares with, an extra as well; PEERS= for none. Tests of one that is absent skip.
+PEERS ?= peers
 # A worker for each core: most tests have one thread. Tests of one xdist_group share what takes long to make.
 PYTEST_WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 PYTEST_FLAGS ?=
@@ -43,7 +45,7 @@ INHERIT := $(PYTHON) -c 'import sys, sysconfig; \
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" EXTRAS=$(EXTRAS)'
+	@echo '  variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" EXTRAS=$(EXTRAS) PEERS=$(PEERS)'
 	@echo '             VENV_FLAGS PYTEST_WORKERS PYTEST_FLAGS FUZZ_EXAMPLES SOAK_FLAGS BENCH_FLAGS GPU_FLAGS SASS_FLAGS DEMO_FLAGS FOCAL_CUDA_BUILD=auto|cpu|cuda MAX_JOBS'
 
 demo: install  ## set up, then train a detector with three losses; writes demo.png (DEMO_FLAGS=--help)
@@ -52,7 +54,7 @@ demo: install  ## set up, then train a detector with three losses; writes demo.p
 segment: install  ## the same for a segmentation network; writes segment.png
 	$(PY) examples/segment_digits.py $(DEMO_FLAGS)
 
-test: install  ## set up, then every test: pytest, C++ tests, lint
+test: install $(if $(PEERS),$(VENV)/.stamp-peers)  ## set up, then every test: pytest, C++ tests, lint
 	@$(MAKE) --no-print-directory pytest cpp-test lint
 	@printf '\n== all tests passed\n'
 
@@ -124,6 +126,14 @@ install: build $(VENV)/.stamp-install
 $(VENV)/.stamp-install: pyproject.toml | build
 	@printf '\n== installing focal_cuda in $(VENV), editable\n'
 	$(PY) -m pip install --no-build-isolation $(if $(EXTRAS),-e '.[$(EXTRAS)]',--no-deps -e .)
+	@touch $@
+
+# A convenience as well. Constrained to the torch that is there, whatever TORCH says: torchvision's newest would change it.
+$(VENV)/.stamp-peers: pyproject.toml | install
+	@printf '\n== installing the libraries that focal_cuda.compat is compared with\n'
+	@$(PY) -c 'import torch; print(f"torch=={torch.__version__}")' > $(VENV)/constraints.txt
+	@$(PY) -m pip install --retries 1 --no-build-isolation --constraint $(VENV)/constraints.txt -e '.[$(PEERS)]' \
+		|| echo 'could not install them: the tests that compare with them are skipped'
 	@touch $@
 
 # The package ninja even where the system has one: two versions would keep discarding each other's build logs. It is a

@@ -28,7 +28,7 @@ def _load(module: str) -> ModuleType | Exception:
 def original(path: str) -> Any:
     """What "module:name" is."""
     module, _, name = path.partition(":")
-    if module.partition(".")[0] in ("torchvision", "timm", "segmentation_models_pytorch"):
+    if module.partition(".")[0] in ("torchvision", "timm", "segmentation_models_pytorch", "transformers"):
         vision = _load("torchvision")
         if isinstance(vision, RuntimeError) and "torchvision::nms" in str(vision):
             name_operators()
