@@ -145,7 +145,7 @@ def first_and_rest(first: float, rest: float, count: int, dtype: torch.dtype, de
     return vector
 
 
-def constant(logits: Tensor, make: Callable[..., Tensor], *numbers: float) -> Tensor:
+def constant(logits: Tensor, make: Callable[..., Tensor], *numbers: object) -> Tensor:
     """make(*numbers, dtype, device) for these logits; on the CPU made once, since a tensor costs a small call 5 us and
     more. What is traced, or runs in a stream, gets its own."""
     key = (make, *numbers, _arguments.computing_dtype(logits), logits.device)
@@ -160,8 +160,8 @@ def constant(logits: Tensor, make: Callable[..., Tensor], *numbers: float) -> Te
     return made
 
 
-def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((), value, dtype=dtype, device=device)
+def filled(shape: tuple[int, ...], value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full(shape, value, dtype=dtype, device=device)
 
 
 _CONSTANTS: dict[tuple, Tensor] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _arguments, functional
-from ._common import NOTHING, alpha_or_none, check_dense, constant, scalar
+from ._common import NOTHING, alpha_or_none, check_dense, constant, filled, readable
 
 __all__ = ["sigmoid_focal_loss", "sigmoid_focal_loss_jit", "sigmoid_focal_loss_star", "sigmoid_focal_loss_star_jit"]
 
@@ -65,7 +65,9 @@ def sigmoid_focal_loss_star(
     gamma = _arguments.check_number(op, "gamma", gamma, 0.0, float("inf"), "1 is cross entropy")
     if gamma == 0:
         raise ValueError(f"{op}: expected gamma > 0, by which the loss is divided, got 0; 1 is cross entropy.")
-    steep = inputs if gamma == 1 else inputs * constant(inputs, scalar, gamma)
+    steep = inputs
+    if gamma != 1:  # by a tensor that is there, which the CPU has sooner than one of a number
+        steep = inputs * (constant(inputs, filled, (), gamma) if readable(inputs) else gamma)
     kinds = {"reduction": reduction}
     if reduction in ("mean", "sum"):
         kinds = {"reduction": "sum", "normalizer": gamma * (max(inputs.numel(), 1) if reduction == "mean" else 1)}

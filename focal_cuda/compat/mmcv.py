@@ -11,7 +11,7 @@ from ._common import (
     check_class_weight,
     check_rows,
     constant,
-    first_and_rest,
+    filled,
     in_dtype,
     keep,
     over,
@@ -60,7 +60,7 @@ def sigmoid_focal_loss(
 def _of_rows(weight: Tensor, labels: Tensor) -> Tensor | None:
     """Of each row's label; 1 of background, the label after the last."""
     try:
-        return torch.cat((weight, constant(weight, first_and_rest, 1.0, 1.0, 1))).take(labels.long())
+        return torch.cat((weight, constant(weight, filled, (1,), 1.0))).take(labels.long())
     except IndexError:  # the loss itself will say so better
         return None
 
