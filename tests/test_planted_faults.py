@@ -48,6 +48,15 @@ FAULTS = {
     "rows taken before they have come": Fault(
         "rows_staged.h", "    wait_for_copies();\n    __syncthreads();\n", "", "rows.cu", "softmax rows in chunks"
     ),
+    "the class on top among the others": Fault(
+        "soft.h", "others += on_top ? Real(0) : ", "others += false ? Real(0) : ", engine="softmax soft, held"
+    ),
+    "a lane's last class left out": Fault(
+        "soft.h",
+        "(a.classes - lane + a.lanes - 1) / a.lanes",
+        "(a.classes - lane) / a.lanes",
+        engine="softmax soft, held",
+    ),
     "one of the equal losses too many": Fault(
         "select.cu", "here == key && i + j < limit", "here == key && i + j <= limit", "select.cu", mutants.HARDEST
     ),

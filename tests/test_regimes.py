@@ -36,7 +36,10 @@ PROBLEMS = {
     "sigmoid dense": (SIGMOID, [Shape((n,), 0) for n in (1, 3, 4, 7, 8, 9, 255, 4096, 4097)]),
     "softmax soft": (
         SOFTMAX,
-        [Shape((37, c)) for c in (2, 5, 31, 32, 33, 65)] + [Shape((2, c, 17, 31)) for c in (2, 19)],
+        # Held in registers by 1 to 32 lanes, and swept where they are too many.
+        [Shape((37, c)) for c in (2, 5, 15, 16, 31, 32, 33, 65, 129, 1024, 1025)]
+        + [Shape((2, c, 17, 31)) for c in (2, 19)]
+        + [Shape((1, c, 64, 65)) for c in (5, 32, 33)],
     ),
 }
 # More than a thousand blocks, and blocks that take several tiles.

@@ -102,6 +102,49 @@ def test_an_impossible_target_has_an_infinite_loss(gamma: float, size: tuple, de
     assert (loss[1] == INF).all() and loss[0].isfinite().all()
 
 
+# By how many lanes a GPU shares a position, and whether these hold all of its classes.
+several = pytest.mark.parametrize("size", [(40, 19), (3, 19, 4, 5), (30, 130), (5, 1030)], ids=str)
+
+
+@gammas
+@several
+@dtypes()
+def test_equal_logits_with_soft_targets(gamma: float, size: tuple, dtype: torch.dtype, device: str) -> None:
+    """One of those on top, wherever they stand, is set apart; the others count in full."""
+    logits = torch.randint(0, 2, size, device=device).to(dtype)
+    logits[0] = 0
+    targets = torch.rand(size, device=device).softmax(1)
+    check("softmax_focal_loss", logits, targets, None, gamma, "none")
+    labels = targets.argmax(1)
+    check("softmax_focal_loss", logits, labels, None, gamma, "mean", label_smoothing=0.1)
+
+
+@gammas
+@several
+@dtypes()
+def test_a_masked_class_without_a_target(gamma: float, size: tuple, dtype: torch.dtype, device: str) -> None:
+    """At -inf it is no part of the others, and neither its loss nor its gradient is anything but 0."""
+    logits = torch.randn(size, device=device).to(dtype)
+    targets = torch.rand(size, device=device)
+    masked = torch.zeros(size, dtype=torch.bool, device=device)
+    masked[:, 3], masked[:, 11:] = True, True
+    masked[1, 1:] = True  # one class is left
+    result = check(
+        "softmax_focal_loss", logits.masked_fill(masked, -INF), targets.masked_fill(masked, 0), None, gamma, "none"
+    )
+    assert result.loss.isfinite().all() and (result.grad[masked] == 0).all()
+
+
+@several
+@dtypes()
+def test_nan_comes_through_soft_targets(size: tuple, dtype: torch.dtype, device: str) -> None:
+    logits, targets = torch.randn(size, device=device).to(dtype), torch.rand(size, device=device)
+    logits[1, 7] = NAN
+    result = run("softmax_focal_loss", logits, targets, None, 2.0, "sum")
+    assert result.loss.isnan() and result.grad[1].isnan().any()
+    assert result.grad[0].isfinite().all()
+
+
 @gammas
 @dtypes()
 def test_infinite_logits_of_the_sigmoid(gamma: float, dtype: torch.dtype, device: str) -> None:

@@ -21,13 +21,6 @@
 
 namespace focal::cuda {
 
-// `step` times `bytes` further on: a product of 32 bits by 32, which is one instruction with its sum.
-template <class T>
-FOCAL_DEVICE T* moved(T* pointer, int step, int32_t bytes) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(pointer) + static_cast<int64_t>(step) * bytes);
-}
-
 // Rows in groups that are whole vectors, `group_vectors` of them; a step of a block is `step_groups` groups, or, where
 // one group has more vectors than a block has threads, one of the group's `column_blocks` parts.
 template <class Real>

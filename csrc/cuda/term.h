@@ -48,8 +48,9 @@ struct MarginTerm {
     return ShapedFocal<Math, kExponent>{gamma, rule.parameter[0], rule.parameter[1], rule.parameter[2],
                                         rule.parameter[3]}(margin);
   }
+  template <Exponent exponent>
   static FOCAL_DEVICE ValueDeriv<Real> of_class(Real gamma, Real p, Real q, Real ce) {
-    return ClassFocal<Math, Exponent::kTwoOrAny>{gamma}(p, q, ce);
+    return ClassFocal<Math, exponent>{gamma}(p, q, ce);
   }
 };
 

@@ -60,11 +60,11 @@ def differs(library: Path, part: str) -> str:
 
     emulation, cpu = Emulation(library), _ops.FAMILIES
 
-    def problem(op: str, shape, reduction: str, bad_place: int | None) -> str:
+    def problem(op: str, shape, options: dict[str, Any], reduction: str, bad_place: int | None) -> str:
         torch.manual_seed(0)
         targets = make_index(shape)
         logits = make_trained_logits(shape, targets)
-        kwargs = {"gradient": "inplace"} if reduction == "in place" else {"reduction": reduction}
+        kwargs = options | ({"gradient": "inplace"} if reduction == "in place" else {"reduction": reduction})
         if reduction == "none":
             size = shape.size if op.startswith("sigmoid") else shape.positions
             kwargs["upstream"] = random_upstream(size, logits)
@@ -87,11 +87,11 @@ def differs(library: Path, part: str) -> str:
                 return str(error).splitlines()[0]
         return ""
 
-    for name, (op, shape) in ENGINES.items():
+    for name, (op, shape, *options) in ENGINES.items():
         positions = torch.Size(shape.positions).numel()
         for reduction in ("mean", "none", "in place"):
             for bad_place in (None, 0, 33 % positions, positions - 1) if part in name else ():
-                if found := problem(op, shape, reduction, bad_place):
+                if found := problem(op, shape, *(options or [{}]), reduction, bad_place):
                     return f"{name}, {reduction}: {found}"
     return differs_in_hardest(emulation) if part in HARDEST else ""
 
