@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import vision
 from bench.inputs import IGNORED
 from focal_cuda import compat
 
@@ -160,8 +161,7 @@ compat_softmax = compat.seeds.MultiClassFocalLoss(GAMMA, ignore_index=IGNORED)
 
 
 def torchvision_sigmoid(logits: Tensor, targets: Tensor, gamma: float = GAMMA) -> Tensor:
-    from torchvision.ops import sigmoid_focal_loss
-
+    sigmoid_focal_loss = vision.load("torchvision.ops").sigmoid_focal_loss
     return sigmoid_focal_loss(logits, targets, ALPHA, gamma, "mean")
 
 

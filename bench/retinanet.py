@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor
 
 import focal_cuda
-from bench import environment, report, results
+from bench import environment, report, results, vision
 from bench.memory import peak_bytes
 from bench.timing import Clock, interleave, percentiles
 from focal_cuda import reference
@@ -44,6 +43,7 @@ LOSSES: dict[str, Callable[[], AbstractContextManager]] = {
     "torchvision": nullcontext,
     "focal_cuda": lambda: focal_cuda.patch("torchvision"),
 }
+RETINANET = "torchvision.models.detection.retinanet"
 DEFAULTS = {"alpha": 0.25, "gamma": 2.0}  # of torchvision's function
 CLASSES = 91
 BOXES = 7  # of an image, as in COCO
@@ -117,7 +117,7 @@ class Training:
         self.clock = Clock(device, latency=True)
         self.autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16")
         torch.manual_seed(0)
-        self.module = retinanet()
+        self.module = vision.load(RETINANET)
         self.model = self.module.retinanet_resnet50_fpn(
             weights=None, weights_backbone=None, num_classes=CLASSES, min_size=size, max_size=size
         )
@@ -275,37 +275,6 @@ def disagreement(result: dict[str, Any]) -> str:
     return "; ".join(wrong)
 
 
-# --- torchvision -----------------------------------------------------------------------------------------------------
-
-
-def retinanet() -> ModuleType:
-    """torchvision's module of that name.
-
-    Raises:
-        ImportError: there is none that imports.
-    """
-    where = "torchvision.models.detection.retinanet"
-    try:
-        return importlib.import_module(where)
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise ImportError(str(error)) from error
-        name_operators()
-        return importlib.import_module(where)
-
-
-@functools.cache
-def name_operators() -> torch.library.Library:
-    """A torchvision built for another torch has Python code that works, but for naming operators which are not there.
-
-    A training step needs none of them.
-    """
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -337,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     deadline = time.monotonic() + options.seconds
     try:
-        retinanet()
+        vision.load(RETINANET)
     except ImportError as error:
         print(f"absent: torchvision does not import: {error}")
         return ABSENT

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from contextlib import suppress
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from bench.retinanet import name_operators
+from bench import vision
 
 # Keras chooses its tensors when it is imported.
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -29,10 +30,8 @@ def original(path: str) -> Any:
     """What "module:name" is."""
     module, _, name = path.partition(":")
     if module.partition(".")[0] in ("torchvision", "timm", "segmentation_models_pytorch", "transformers"):
-        vision = _load("torchvision")
-        if isinstance(vision, RuntimeError) and "torchvision::nms" in str(vision):
-            name_operators()
-            _load.cache_clear()
+        with suppress(ImportError):
+            vision.load("torchvision")
     loaded = _load(module)
     if isinstance(loaded, Exception):
         pytest.skip(f"{module}: {loaded}")
