@@ -133,7 +133,7 @@ def _check_targets(
             background = classes if background_index is None else background_index
         _values.check_labels(op, targets, classes, ignore_index, background)
     elif family == SIGMOID:
-        _values.check_dense(op, targets, targets == ignore_index, ignore_index, 1.0, binary)
+        _values.check_dense(op, targets, _values.equals(targets, ignore_index), ignore_index, 1.0, binary)
     else:
         ignored = targets.select(class_dim, 0).unsqueeze(class_dim) == ignore_index
         _values.check_dense(op, targets, ignored, ignore_index, math.inf, binary)

@@ -46,8 +46,9 @@ def of_elements(
         scores = _arguments.check_scores(op, logits, targets, scores)
         if _values.on_cpu(scores) or _values.wanted(validate):
             # Those of no class are not looked at, whatever they are.
-            of_class = (targets >= 0) & (targets < logits.shape[class_dim]) & (targets != ignore_index)
-            of_class = of_class if background_index is None else of_class & (targets != background_index)
+            labels = targets.long()
+            of_class = (labels >= 0) & (labels < logits.shape[class_dim]) & (labels != ignore_index)
+            of_class = of_class if background_index is None else of_class & (labels != background_index)
             _values.check_numbers(op, "scores", torch.where(of_class, scores, 0.0), most=1.0)
     told = Targets(targets, class_dim, ignore_index, scores)
     if mask is None:

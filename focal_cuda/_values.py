@@ -31,6 +31,11 @@ def check_numbers(op: str, name: str, values: Tensor | None, least: float = 0.0,
         raise ValueError(f"{op}: expected {name} {bounds}, got {place}{values[tuple(at)].item():g}; correct it.")
 
 
+def equals(targets: Tensor, value: int) -> Tensor:
+    """Where targets are a label or another integer. torch compares in the targets' dtype, where -100 may be 156."""
+    return (targets if targets.is_floating_point() else targets.long()) == value
+
+
 def check_labels(op: str, targets: Tensor, classes: int, ignore_index: int, background: int | None) -> None:
     """Class index targets: a class, ignore_index or the label of the background, if there is one."""
     labels = targets.long()
