@@ -79,6 +79,7 @@ def of_positions(
     _arguments.check_integers(op, ignore_index, background_index)
     dense = soft and targets.shape == logits.shape and targets.is_floating_point()
     if dense:
+        _arguments.check_dense_targets(op, targets, ignore_index)
         class_dim = _arguments.check_class_dim(op, logits, class_dim)
     else:
         class_dim = _arguments.check_index_targets(op, SOFTMAX, logits, targets, class_dim)
