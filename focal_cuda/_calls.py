@@ -79,15 +79,18 @@ def compute(
         policy = "backward" if reduction == "none" or logits.dtype == torch.float16 else "forward"
     else:
         policy = _arguments.check_gradient(op, logits, gradient, reduction)
-    if sample_weight is not None:
-        sample_weight = _weights.check_sample_weight(op, family, logits, sample_weight, class_dim)
     wanted = _values.wanted(validate)
+    if sample_weight is not None:
+        given = sample_weight
+        sample_weight = _weights.check_sample_weight(op, family, logits, given, class_dim)
+        # The hardest are sought by their bits, which order losses >= 0 alone.
+        if wanted or (mined and _values.on_cpu(given)):
+            _values.check_numbers(op, "sample_weight", given, 0.0 if mined else -math.inf)
     if wanted or not (fused or not _values.on_cpu(targets)):
         _check_targets(op, family, logits, targets, class_dim, ignore_index, background_index, loss in HARD)
     if wanted:
         _values.check_numbers(op, "normalizer", divisor)
         _values.check_numbers(op, gamma_name, gammas)
-        _values.check_numbers(op, "sample_weight", sample_weight, -math.inf)
     parts = _ops.NO_PARTS
     if not (vector is None and gammas is None and sample_weight is None and scores is None):
         parts = _ops.Parts(vector, gammas, sample_weight, scores)
