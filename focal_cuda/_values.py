@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from . import _ops
+
 _VALIDATE = os.environ.get("FOCAL_CUDA_VALIDATE", "0") not in ("", "0")
 
 
@@ -66,5 +68,6 @@ def _raise_bad_targets(
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether it has values, which can be looked at for nothing."""
-    return tensor.is_cpu and not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
+    """Whether it has values, which can be looked at for nothing. Under vmap it has one for each sample."""
+    traced = torch.compiler.is_compiling() or _ops.transformed()
+    return tensor.is_cpu and not traced and not isinstance(tensor, FakeTensor)
