@@ -53,7 +53,7 @@ def compute(
     """The loss, after logits, targets, class_dim and alpha are understood.
 
     weights and vector: of positives and negatives, as numbers or by class. options: what the composite, `oracle` in
-    reference.py, is called with. gamma_by_class: whether gamma may be a tensor [C]. gamma_name: the caller's. fused:
+    reference, is called with. gamma_by_class: whether gamma may be a tensor [C]. gamma_name: the caller's. fused:
     by the kernels, as far as they have such a loss; else by the composite. ohem: what the mean is over, if not all.
     route: to the operators, where it is another than _ops.focal_loss.
     """
