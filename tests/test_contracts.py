@@ -274,12 +274,13 @@ def test_a_first_order_backward_under_create_graph_then_a_plain_one(op: str, dev
 
 
 @ops
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_batched_gradients(op: str, reduction: str, device: str) -> None:
+@pytest.mark.parametrize(("reduction", "class_dim"), [("none", 1), ("none", 0), ("none", 2), ("mean", 1)])
+def test_batched_gradients(op: str, reduction: str, class_dim: int, device: str) -> None:
     """Jacobians by one vectorised backward."""
-    logits, targets = batch((6, 5), device=device)
-    x = logits.requires_grad_()
-    loss = loss_of(op, x, targets, reduction=reduction)
+    shape = Shape((5, 5, 5), class_dim=class_dim)
+    targets = make_index(shape, device=device)
+    x = make_trained_logits(shape, targets).requires_grad_()
+    loss = loss_of(op, x, targets, reduction=reduction, class_dim=class_dim)
     upstreams = torch.randn(4, *loss.shape, device=device)
     (together,) = torch.autograd.grad(loss, x, upstreams, is_grads_batched=True, retain_graph=True)
     one_by_one = [torch.autograd.grad(loss, x, u, retain_graph=True)[0] for u in upstreams]
