@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from cases import Shape, make_dense, make_index, make_logits, make_trained_logits
 from compare import numbers_of, run
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import focal_cuda
@@ -169,6 +172,27 @@ def test_compile_without_a_graph_break(op: str, reduction: str, gradient: str, d
         assert torch.equal(logits, before)
         compilations.add(counter.frame_count)
     assert len(compilations) == 1, "another batch size compiled again"
+
+
+@pytest.mark.native
+@ops
+@pytest.mark.parametrize("gradient", ["auto", "forward", "inplace"])
+def test_a_compiled_forward_makes_no_gradient(op: str, gradient: str, device: str) -> None:
+    """It would have to keep it for a backward that may come twice, or never."""
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return make_boxed_func(graph)
+
+    logits, targets = batch((6, 5), device=device)
+    x = logits.requires_grad_()
+    compiled = torch.compile(
+        lambda x: loss_of(op, x * 2, targets, gradient=gradient), fullgraph=True, backend=aot_autograd(fw_compiler=keep)
+    )
+    compiled(x).backward()
+    forward = [n for n in graphs[0].graph.nodes if n.target is _ops.FAMILIES[op].forward]
+    assert len(forward) == 1 and forward[0].args[-1] is False
 
 
 @pytest.mark.native
