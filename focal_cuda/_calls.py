@@ -53,7 +53,7 @@ def compute(
     """The loss, after logits, targets, class_dim and alpha are understood.
 
     weights and vector: of positives and negatives, as numbers or by class. options: what the composite, `oracle` in
-    reference.py, is called with. gamma_by_class: whether gamma may be a tensor [C]. gamma_name: the caller's. fused:
+    reference, is called with. gamma_by_class: whether gamma may be a tensor [C]. gamma_name: the caller's. fused:
     by the kernels, as far as they have such a loss; else by the composite. ohem: what the mean is over, if not all.
     route: to the operators, where it is another than _ops.focal_loss.
     """
@@ -79,15 +79,18 @@ def compute(
         policy = "backward" if reduction == "none" or logits.dtype == torch.float16 else "forward"
     else:
         policy = _arguments.check_gradient(op, logits, gradient, reduction)
-    if sample_weight is not None:
-        sample_weight = _weights.check_sample_weight(op, family, logits, sample_weight, class_dim)
     wanted = _values.wanted(validate)
+    if sample_weight is not None:
+        given = sample_weight
+        sample_weight = _weights.check_sample_weight(op, family, logits, given, class_dim)
+        # The hardest are sought by their bits, which order losses >= 0 alone.
+        if wanted or (mined and _values.on_cpu(given)):
+            _values.check_numbers(op, "sample_weight", given, 0.0 if mined else -math.inf)
     if wanted or not (fused or not _values.on_cpu(targets)):
         _check_targets(op, family, logits, targets, class_dim, ignore_index, background_index, loss in HARD)
     if wanted:
         _values.check_numbers(op, "normalizer", divisor)
         _values.check_numbers(op, gamma_name, gammas)
-        _values.check_numbers(op, "sample_weight", sample_weight, -math.inf)
     parts = _ops.NO_PARTS
     if not (vector is None and gammas is None and sample_weight is None and scores is None):
         parts = _ops.Parts(vector, gammas, sample_weight, scores)
@@ -133,7 +136,7 @@ def _check_targets(
             background = classes if background_index is None else background_index
         _values.check_labels(op, targets, classes, ignore_index, background)
     elif family == SIGMOID:
-        _values.check_dense(op, targets, targets == ignore_index, ignore_index, 1.0, binary)
+        _values.check_dense(op, targets, _values.equals(targets, ignore_index), ignore_index, 1.0, binary)
     else:
         ignored = targets.select(class_dim, 0).unsqueeze(class_dim) == ignore_index
         _values.check_dense(op, targets, ignored, ignore_index, math.inf, binary)

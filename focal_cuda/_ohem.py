@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _ops, _values
 from ._arguments import SOFTMAX
 
 Rule = tuple[float | None, float | None]  # keep_ratio, threshold: one or both
@@ -143,7 +143,7 @@ def count(logits: Tensor, targets: Tensor, call: _ops.Call) -> Tensor:
     if softmax and dense:
         targets = targets.select(class_dim, 0)
     elements = 1 if softmax or dense else logits.shape[class_dim]
-    return torch.count_nonzero(targets != call.numbers.ignore_index) * elements
+    return torch.count_nonzero(~_values.equals(targets, call.numbers.ignore_index)) * elements
 
 
 def hardest_focal_loss(

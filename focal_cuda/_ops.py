@@ -113,7 +113,7 @@ class Call(NamedTuple):
 
     name: str  # of the public function
     family: str  # of the operators
-    oracle: str  # the same loss in reference.py
+    oracle: str  # the same loss in reference
     policy: str  # "forward", "backward" or "inplace"
     scale: float
     numbers: Numbers

@@ -46,7 +46,7 @@ def softmax(
         )  # fmt: skip
     if _values.on_cpu(targets):
         _values.check_labels(SOFTMAX, targets, probabilities.shape[class_dim], ignore_index, None)
-    counted = targets != ignore_index
+    counted = ~_values.equals(targets, ignore_index)
     labels = torch.where(counted, targets, 0).long()
     picked = probabilities.gather(class_dim, labels.unsqueeze(class_dim)).squeeze(class_dim)
     if sample_weight is not None:
@@ -55,7 +55,7 @@ def softmax(
         weights = vector[labels]
         sample_weight = weights if sample_weight is None else weights * sample_weight
     if isinstance(normalizer, str) and normalizer == "positives":
-        normalizer = (counted & (targets != background_index)).sum().clamp(min=1)
+        normalizer = (counted & ~_values.equals(targets, background_index)).sum().clamp(min=1)
     ignored = -1
     binary = torch.where(counted, 1, ignored).to(torch.int8)
     common |= {"ignore_index": ignored, "background_index": None, "normalizer": normalizer,

@@ -46,8 +46,9 @@ def of_elements(
         scores = _arguments.check_scores(op, logits, targets, scores)
         if _values.on_cpu(scores) or _values.wanted(validate):
             # Those of no class are not looked at, whatever they are.
-            of_class = (targets >= 0) & (targets < logits.shape[class_dim]) & (targets != ignore_index)
-            of_class = of_class if background_index is None else of_class & (targets != background_index)
+            labels = targets.long()
+            of_class = (labels >= 0) & (labels < logits.shape[class_dim]) & (labels != ignore_index)
+            of_class = of_class if background_index is None else of_class & (labels != background_index)
             _values.check_numbers(op, "scores", torch.where(of_class, scores, 0.0), most=1.0)
     told = Targets(targets, class_dim, ignore_index, scores)
     if mask is None:
@@ -78,6 +79,7 @@ def of_positions(
     _arguments.check_integers(op, ignore_index, background_index)
     dense = soft and targets.shape == logits.shape and targets.is_floating_point()
     if dense:
+        _arguments.check_dense_targets(op, targets, ignore_index)
         class_dim = _arguments.check_class_dim(op, logits, class_dim)
     else:
         class_dim = _arguments.check_index_targets(op, SOFTMAX, logits, targets, class_dim)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from . import _ops
+
 _VALIDATE = os.environ.get("FOCAL_CUDA_VALIDATE", "0") not in ("", "0")
 
 
@@ -29,6 +31,11 @@ def check_numbers(op: str, name: str, values: Tensor | None, least: float = 0.0,
         bounds = f">= {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
         bounds = bounds if least > -math.inf else "without NaN"
         raise ValueError(f"{op}: expected {name} {bounds}, got {place}{values[tuple(at)].item():g}; correct it.")
+
+
+def equals(targets: Tensor, value: int) -> Tensor:
+    """Where targets are a label or another integer. torch compares in the targets' dtype, where -100 may be 156."""
+    return (targets if targets.is_floating_point() else targets.long()) == value
 
 
 def check_labels(op: str, targets: Tensor, classes: int, ignore_index: int, background: int | None) -> None:
@@ -61,5 +68,6 @@ def _raise_bad_targets(
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether it has values, which can be looked at for nothing."""
-    return tensor.is_cpu and not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
+    """Whether it has values, which can be looked at for nothing. Under vmap it has one for each sample."""
+    traced = torch.compiler.is_compiling() or _ops.transformed()
+    return tensor.is_cpu and not traced and not isinstance(tensor, FakeTensor)

@@ -66,7 +66,8 @@ def sigmoid_focal_loss(
         from_probabilities: the logits are probabilities, and so is what the gradient is by. -log p is at most 100 and
             1 / p at most 1e12, as in F.binary_cross_entropy.
         ohem_keep_ratio: r in (0, 1]: the mean of the ``max(1, int(n r))`` largest of the n counted losses, gradients
-            through those alone; of equal losses the first. Only with reduction="mean" and without a normalizer.
+            through those alone; of equal losses the first. Only with reduction="mean", without a normalizer and with
+            sample weights >= 0.
         ohem_threshold: v >= 0: the mean of the losses > v; with ohem_keep_ratio, of the larger of the two sets.
         normalizer: divides a ``"sum"``: a number > 0, a one-element tensor on the logits' device (read there; 0 gives
             a loss of 0), or ``"positives"``: the number of positive rows (dense: of targets > 0), at least 1.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from cases import Shape, make_dense, make_index, make_logits, make_trained_logits
 from compare import numbers_of, run
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import focal_cuda
@@ -172,6 +175,27 @@ def test_compile_without_a_graph_break(op: str, reduction: str, gradient: str, d
 
 
 @pytest.mark.native
+@ops
+@pytest.mark.parametrize("gradient", ["auto", "forward", "inplace"])
+def test_a_compiled_forward_makes_no_gradient(op: str, gradient: str, device: str) -> None:
+    """It would have to keep it for a backward that may come twice, or never."""
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return make_boxed_func(graph)
+
+    logits, targets = batch((6, 5), device=device)
+    x = logits.requires_grad_()
+    compiled = torch.compile(
+        lambda x: loss_of(op, x * 2, targets, gradient=gradient), fullgraph=True, backend=aot_autograd(fw_compiler=keep)
+    )
+    compiled(x).backward()
+    forward = [n for n in graphs[0].graph.nodes if n.target is _ops.FAMILIES[op].forward]
+    assert len(forward) == 1 and forward[0].args[-1] is False
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_of_several_losses_in_one_graph(dynamic: bool, device: str) -> None:
     """What dynamo took up within the first loss, the second did not find."""
@@ -274,12 +298,13 @@ def test_a_first_order_backward_under_create_graph_then_a_plain_one(op: str, dev
 
 
 @ops
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_batched_gradients(op: str, reduction: str, device: str) -> None:
+@pytest.mark.parametrize(("reduction", "class_dim"), [("none", 1), ("none", 0), ("none", 2), ("mean", 1)])
+def test_batched_gradients(op: str, reduction: str, class_dim: int, device: str) -> None:
     """Jacobians by one vectorised backward."""
-    logits, targets = batch((6, 5), device=device)
-    x = logits.requires_grad_()
-    loss = loss_of(op, x, targets, reduction=reduction)
+    shape = Shape((5, 5, 5), class_dim=class_dim)
+    targets = make_index(shape, device=device)
+    x = make_trained_logits(shape, targets).requires_grad_()
+    loss = loss_of(op, x, targets, reduction=reduction, class_dim=class_dim)
     upstreams = torch.randn(4, *loss.shape, device=device)
     (together,) = torch.autograd.grad(loss, x, upstreams, is_grads_batched=True, retain_graph=True)
     one_by_one = [torch.autograd.grad(loss, x, u, retain_graph=True)[0] for u in upstreams]

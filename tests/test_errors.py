@@ -258,8 +258,15 @@ def test_devices(op: str) -> None:
 
 @pytest.mark.parametrize("ignore_index", [0, 1])
 def test_ignore_index_that_is_a_dense_target(ignore_index: int) -> None:
-    fails(ValueError, SIGMOID, X, X, ignore_index=ignore_index, names=f"ignore_index.*got {ignore_index}")
-    assert focal_cuda.sigmoid_focal_loss(X, T, ignore_index=ignore_index) > 0
+    """Of a softmax it would be compared with the target of class 0."""
+    for op in (SIGMOID, SOFTMAX):
+        fails(ValueError, op, X, X, ignore_index=ignore_index, names=f"ignore_index.*got {ignore_index}")
+        assert getattr(focal_cuda, op)(X, T, ignore_index=ignore_index) > 0
+
+
+@ops
+def test_dense_targets_of_an_unusual_dtype(op: str) -> None:
+    fails(TypeError, op, X, X.to(torch.float8_e4m3fn), names="dense targets.*got torch.float8_e4m3fn")
 
 
 BAD_LABELS = [-1, -2, 3, 4, 100, -101]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_cpu_isa import python
 from torch import Tensor
 
 import focal_cuda
@@ -177,3 +178,23 @@ def test_a_hundred_steps_need_no_more_than_one(case: str, device: str) -> None:
             part.grad = None
 
     assert measure(device, steps) * BYTES <= 1.1 * part.numel() * 4 + 2**20
+
+
+AFTER_NO_MEMORY = """
+import resource, torch, focal_cuda
+few, huge, label = torch.randn(1, 5000), torch.zeros(1).expand(1, 2**29), torch.zeros(1, dtype=torch.int64)
+before = focal_cuda.softmax_focal_loss(few, label, label_smoothing=0.1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**31,) * 2)
+try:
+    focal_cuda.softmax_focal_loss(huge, label, label_smoothing=0.1)  # whose scratch memory is 6 GiB
+except (MemoryError, RuntimeError):
+    assert torch.equal(focal_cuda.softmax_focal_loss(few, label, label_smoothing=0.1), before)
+    print("went on")
+"""
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's limits")
+def test_a_call_without_memory_leaves_the_next_one_its_scratch() -> None:
+    done = python(AFTER_NO_MEMORY, None)
+    assert done.stdout == "went on\n", done.stderr or done.returncode

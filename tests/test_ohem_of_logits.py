@@ -61,6 +61,15 @@ def test_of_equal_losses_the_first_have_a_gradient(op: str, layout: str, device:
 
 
 @both_losses
+@pytest.mark.parametrize("layout", ["contiguous", "second dimension last"])
+def test_the_gradient_lies_as_the_logits_do(op: str, layout: str, device: str) -> None:
+    """Autograd would copy it else."""
+    x, f = mined(op, device)
+    x = LAYOUTS[layout](x.detach()).requires_grad_()
+    assert torch.autograd.grad(f(x), x)[0].stride() == x.stride()
+
+
+@both_losses
 def test_derivatives_by_the_logits(op: str, device: str) -> None:
     x, f = mined(op, device, torch.float64)
     assert torch.autograd.gradcheck(f, x) and torch.autograd.gradgradcheck(f, x)

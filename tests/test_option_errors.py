@@ -130,6 +130,17 @@ def test_ohem(op: str) -> None:
             fails(TypeError, op, X, T, **{name: value}, names=f"{name} to be a number")
 
 
+@ops
+def test_ohem_with_negative_weights(op: str) -> None:
+    """Losses are ordered by their bits, as if they had no sign."""
+    weight = torch.tensor([1.0, 0.0, -0.5, 2.0])
+    for told in ({"ohem_keep_ratio": 0.5}, {"ohem_threshold": 0.1}):
+        names = r"sample_weight >= 0.*got sample_weight\[2\] = -0.5"
+        fails(ValueError, op, X, T, sample_weight=weight, **told, names=names)
+        assert getattr(focal_cuda, op)(X, T, sample_weight=weight.abs(), **told) > 0
+    assert getattr(focal_cuda, op)(X, T, sample_weight=weight, validate=True) > 0
+
+
 # --- what does not go together ---------------------------------------------------------------------------------------
 
 

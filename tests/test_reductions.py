@@ -171,6 +171,18 @@ def test_empty_dense_batches(kwargs: dict, size: tuple, device: str) -> None:
 
 
 @reductions
+@pytest.mark.parametrize("size", [(3, 0), (2, 0, 4)], ids=str)
+def test_no_class(kwargs: dict, size: tuple, device: str) -> None:
+    """A sigmoid without a class has nothing but background."""
+    background = {**kwargs, "background_index": 0}
+    x = torch.zeros(size, device=device)
+    labels = torch.zeros(size[:1] + size[2:], dtype=torch.int64, device=device)
+    assert_zero_and_connected("sigmoid_focal_loss", x, labels, **background)
+    for of_class in ({"alpha": torch.zeros(0, device=device)}, {"gamma": torch.zeros(0, device=device)}):
+        assert_zero_and_connected("sigmoid_focal_loss", x, torch.zeros_like(x), **background, **of_class)
+
+
+@reductions
 def test_all_dense_elements_ignored(kwargs: dict, device: str) -> None:
     logits = make_logits((8, 5), device=device)
     kwargs = {**kwargs, "background_index": None, "ignore_index": -1}

@@ -190,6 +190,22 @@ def test_ignore_index_of_dense_targets(target_dtype: torch.dtype, device: str) -
             assert (result.grad[targets == ignore] == 0).all()
 
 
+def test_the_gradient_of_a_mean_whose_ignored_elements_come_late(device: str) -> None:
+    """All are taken to count until one turns up that does not, and the gradient is made again. With an upstream of 1,
+    since any other has the backward make it anyway."""
+    targets = make_dense((900, 80), device=device)  # more than a chunk of the CPU's
+    targets[-1] = -100
+    check(OP, make_logits((900, 80), device=device), targets, upstream=torch.ones((), device=device))
+
+
+def test_weights_of_rows(device: str) -> None:
+    targets = make_index(Shape((33, 80)), device=device)
+    logits = make_logits((33, 80), device=device)
+    weight = torch.rand(33, device=device) + 0.5
+    for reduction in ("none", "mean"):
+        check(OP, logits, targets, 0.3, 1.5, reduction, sample_weight=weight)
+
+
 def test_uint8_255_is_ignored_and_uint8_156_is_not_minus_100(device: str) -> None:
     targets = torch.tensor([156, 3, 255, 199, 156, 255], dtype=torch.uint8, device=device)
     logits = torch.randn(6, 200, device=device)

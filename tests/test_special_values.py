@@ -92,6 +92,17 @@ def test_the_only_class_left_has_no_loss(gamma: float, size: tuple, device: str)
     assert (result.loss == 0).all() and (result.grad == 0).all()
 
 
+@pytest.mark.parametrize("classes", [2, 3, 19, 40, 100, 600, 5000])
+def test_a_target_whose_others_are_all_masked_is_certain(classes: int, device: str) -> None:
+    """By every engine: -inf - -inf arises nowhere."""
+    for size, class_dim in (((3, classes), 1), ((1, classes, 20), 1), ((classes, 3), 0)):
+        x = torch.full(size, -INF, device=device)
+        x.select(class_dim, 1).fill_(0.3)
+        targets = torch.ones(x.select(class_dim, 1).shape, dtype=torch.int64, device=device)
+        result = run("softmax_focal_loss", x, targets, class_dim=class_dim)
+        assert result.loss == 0 and (result.grad == 0).all(), size
+
+
 @gammas
 @strided
 def test_an_impossible_target_has_an_infinite_loss(gamma: float, size: tuple, device: str) -> None:

@@ -140,6 +140,22 @@ def test_forward_mode(name: str, requires_grad: bool, device: str) -> None:
     torch.testing.assert_close(tangent.detach(), (grad / UPSTREAM * direction).sum(), rtol=1e-4, atol=1e-6)
 
 
+# Losses that look at the values of what vmap has one of for each sample.
+OF_SAMPLES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "probabilities": lambda x, labels, _: focal_cuda.softmax_focal_loss(x.softmax(-1), labels, from_probabilities=True),
+    "hardest": lambda x, labels, w: focal_cuda.softmax_focal_loss(x, labels, sample_weight=w, ohem_keep_ratio=0.5),
+    "scores": lambda x, labels, scores: focal_cuda.quality_focal_loss(x, labels, scores),
+}
+
+
+@pytest.mark.parametrize("name", OF_SAMPLES)
+def test_vmap_over_labels_and_weights(name: str, device: str) -> None:
+    labels, numbers = torch.randint(0, 5, (3, 8), device=device), torch.rand(3, 8, device=device)
+    samples = torch.randn(3, 8, 5, device=device), labels, numbers
+    each = torch.stack([OF_SAMPLES[name](*sample) for sample in zip(*samples, strict=True)])
+    assert_same((torch.func.vmap(OF_SAMPLES[name])(*samples),), (each,))
+
+
 @calls()
 def test_functional_transforms(name: str, device: str) -> None:
     """Also compiled, where torch drops the gradient of a custom Function without a word: pytorch/pytorch#193279."""

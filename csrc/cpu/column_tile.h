@@ -76,7 +76,7 @@ class ColumnTile {
         return;
       }
       for (int c = 0; c < classes_; ++c) {
-        if (c + kAhead < classes_) prefetch_run<false>(logits, offset + (c + kAhead) * logits.class_stride, stride, n);
+        if (c + kAhead < classes_) prefetch_run(logits, offset + (c + kAhead) * logits.class_stride, stride, n);
         load_run(to + c * width_ + p, logits, offset + c * logits.class_stride, stride, n);
       }
     });

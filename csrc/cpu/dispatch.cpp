@@ -130,6 +130,7 @@ void* thread_scratch(size_t bytes) {
   thread_local size_t capacity = 0;
   if (capacity < bytes) {
     memory.reset();
+    capacity = 0;  // should there be no memory
     memory.reset(::operator new(bytes, std::align_val_t(64)));
     capacity = bytes;
   }

@@ -75,13 +75,12 @@ inline int64_t bytes_of(DType dtype) {
   }
 }
 
-// Asks for a contiguous run that is soon read, or written. It may lie beyond the tensor: a prefetch never faults.
-template <bool write>
-void prefetch_run(const Tensor& tensor, int64_t offset, int64_t stride, int64_t n) {
+// Asks for a contiguous run that is soon read. It may lie beyond the tensor: a prefetch never faults.
+inline void prefetch_run(const Tensor& tensor, int64_t offset, int64_t stride, int64_t n) {
   if (stride != 1) return;
   const int64_t bytes = bytes_of(tensor.dtype);
   const char* data = static_cast<const char*>(tensor.data) + offset * bytes;
-  for (int64_t i = 0; i < n * bytes; i += 64) __builtin_prefetch(data + i, write);
+  for (int64_t i = 0; i < n * bytes; i += 64) __builtin_prefetch(data + i);
   asm volatile("");  // gcc takes a function of nothing but prefetches for one without effect and drops its calls
 }
 

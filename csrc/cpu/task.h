@@ -27,7 +27,7 @@ struct Tensor {
 // What a pass over dense targets met on its way.
 struct DenseFindings {
   int64_t ignored = 0;
-  bool invalid = false;  // a target outside [0, 1]
+  bool invalid = false;  // a target that the rule does not take
 };
 
 // Which outputs exist is the mode: a loss tensor and/or partial sums, and/or a gradient.

@@ -160,7 +160,7 @@ __device__ __noinline__ void stop(const FinishArguments& a, int64_t offset) {
 #endif
 }
 
-// Mapping: one block; a thread adds every 1024th record, then the threads' sums are added in order.
+// Mapping: one block; neighbouring records by neighbouring threads, then the sums of the threads in order.
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const FinishArguments a) {
   FOCAL_SHARED(BlockShares, shares);
   const FinishTask& task = a.task;

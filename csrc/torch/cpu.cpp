@@ -112,9 +112,11 @@ TargetCounts scan(const Problem& problem, const Tensor& targets, bool first_chun
   return all;
 }
 
+// The task, cut. Logits without an element have no cut, and no chunks.
 Task make_task(const Problem& problem, const Inputs& inputs, const OperandTensors& operands) {
   const Tensor& logits = inputs.logits;
   Task task;
+  if (logits.numel() == 0) return task;
   int64_t class_strides[kOperands];
   task.positions = positions_of(problem, logits, operands, class_strides);
   for (int o = 0; o < kOperands; ++o) {
@@ -160,7 +162,6 @@ std::tuple<Tensor, Tensor> Cpu::forward(const Inputs& inputs, const std::optiona
   const bool unreduced = reduction == Reduction::kNone;
   require(!(unreduced && gradient), "an unreduced loss has no gradient before its upstream is known");
   const bool inplace = gradient && gradient->data_ptr() == logits.data_ptr();
-  const int64_t elements = logits.numel();
   TargetCounts counts{counted_positions(problem, targets).count, 0, -1};
   // Dense targets weigh as much as the logits, so they are counted on the way, taken to be all counted until then.
   // Where the first chunk has an ignored one, that would fail and cost a second pass of everything.
@@ -178,7 +179,6 @@ std::tuple<Tensor, Tensor> Cpu::forward(const Inputs& inputs, const std::optiona
   operands.tensor[kGradient] = gradient;
   operands.tensor[kLoss] = unreduced ? &loss : nullptr;
   Task task = make_task(problem, inputs, operands);
-  if (elements == 0) task.chunks = 0;
   if (unreduced) expect_first_touch(loss);
   if (gradient && !inplace) expect_first_touch(*gradient);
 
@@ -228,7 +228,6 @@ void Cpu::backward(const Inputs& inputs, const Tensor& grad_loss, const Tensor& 
   operands.tensor[kGradient] = &grad_logits;
   operands.tensor[kUpstream] = unreduced ? &grad_loss : nullptr;
   Task task = make_task(problem, inputs, operands);
-  if (inputs.logits.numel() == 0) return;
   task.gradient_scale = unreduced ? 1 : read_number(scale) * upstream;
   Kept which;
   if (kept) {

@@ -235,12 +235,6 @@ std::tuple<Tensor, Tensor> probe(Tensor margin, double gamma) {
 
 }  // namespace
 
-#if defined(FOCAL_SIMT)
-#define FOCAL_DISPATCH_KEY CPU
-#else
-#define FOCAL_DISPATCH_KEY CUDA
-#endif
-
 STABLE_TORCH_LIBRARY_IMPL(focal_cuda, FOCAL_DISPATCH_KEY, library) {
   library.impl("margin_probe", TORCH_BOX(&probe));
   library.impl("scale_", TORCH_BOX(&scale));

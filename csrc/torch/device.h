@@ -13,6 +13,13 @@
 #include "cuda/task.h"
 #include "torch/problem.h"
 
+// Whose operators these are: the emulation's tensors are on the CPU.
+#if defined(FOCAL_SIMT)
+#define FOCAL_DISPATCH_KEY CPU
+#else
+#define FOCAL_DISPATCH_KEY CUDA
+#endif
+
 namespace focal::glue {
 
 #if defined(FOCAL_SIMT)

@@ -263,17 +263,19 @@ inline Tensor empty_scalar(ScalarType dtype, const Tensor& like) {
   return empty_strided(nullptr, nullptr, 0, dtype, like);
 }
 
-inline Tensor empty_contiguous_like(const Tensor& shape, ScalarType dtype) {
+inline Tensor empty_contiguous(const int64_t* sizes, int64_t rank, ScalarType dtype, const Tensor& like) {
   int64_t strides[kMaxRank];
-  const int64_t rank = shape.dim();
   require(rank <= kMaxRank, "a tensor has too many dimensions");
-  const auto sizes = shape.sizes();
   int64_t stride = 1;
   for (int64_t d = rank - 1; d >= 0; --d) {
     strides[d] = stride;
     stride *= sizes[d] > 1 ? sizes[d] : 1;
   }
-  return empty_strided(sizes.data(), strides, rank, dtype, shape);
+  return empty_strided(sizes, strides, rank, dtype, like);
+}
+
+inline Tensor empty_contiguous_like(const Tensor& shape, ScalarType dtype) {
+  return empty_contiguous(shape.sizes().data(), shape.dim(), dtype, shape);
 }
 
 // The dtype a tensor of margins is probed in.
@@ -289,15 +291,11 @@ inline Tensor empty_loss(const Problem& problem, const Inputs& inputs) {
   if (inputs.numbers.reduction != Reduction::kNone) return empty_scalar(problem.computing(), inputs.logits);
   if (!problem.softmax()) return empty_contiguous_like(inputs.logits, problem.computing());
   if (!problem.dense) return empty_contiguous_like(inputs.targets, problem.computing());
-  int64_t sizes[kMaxRank], strides[kMaxRank], rank = 0, stride = 1;
+  int64_t sizes[kMaxRank], rank = 0;
   for (int64_t d = 0; d < inputs.logits.dim(); ++d) {
     if (d != problem.class_dim) sizes[rank++] = inputs.logits.size(d);
   }
-  for (int64_t d = rank - 1; d >= 0; --d) {
-    strides[d] = stride;
-    stride *= sizes[d] > 1 ? sizes[d] : 1;
-  }
-  return empty_strided(sizes, strides, rank, problem.computing(), inputs.logits);
+  return empty_contiguous(sizes, rank, problem.computing(), inputs.logits);
 }
 
 // The gradient's memory: as torch.empty_like.

@@ -44,12 +44,6 @@ void hardest_backward(Tensor upstream, Tensor losses, Tensor kept, Tensor grad_l
 
 }  // namespace
 
-#if defined(FOCAL_SIMT)
-#define FOCAL_DISPATCH_KEY CPU
-#else
-#define FOCAL_DISPATCH_KEY CUDA
-#endif
-
 STABLE_TORCH_LIBRARY_IMPL(focal_cuda, FOCAL_DISPATCH_KEY, library) {
   library.impl("hardest", TORCH_BOX(&hardest));
   library.impl("hardest_backward", TORCH_BOX(&hardest_backward));
