@@ -10,7 +10,9 @@ from torch import Tensor
 from . import _arguments, _values
 from ._arguments import SIGMOID
 
-_REMEDY = "None weighs nothing, torch.as_tensor([...]) has a number for each class"
+_NONE = "None weighs nothing"
+# Weights of classes with a mean of 1 are what alpha of a sigmoid loss is given most often, and would make it negative.
+_SHARE = f"it is the share of positives, and 1 - alpha that of negatives; {_NONE}, and pos_weight may be larger"
 
 
 def check_class_vector(op: str, name: str, logits: Tensor, vector: Tensor, class_dim: int) -> Tensor:
@@ -46,24 +48,24 @@ def sigmoid_weights(
     """Of positives and negatives: two numbers, and [2, C] where classes have their own."""
     weights = (1.0, 1.0)
     if alpha is not None and not isinstance(alpha, Tensor):
-        weight = _arguments.check_number(op, "alpha", alpha, 0.0, 1.0, _REMEDY)
+        weight = _arguments.check_number(op, "alpha", alpha, 0.0, 1.0, _SHARE)
         weights = (weight, 1.0 - weight)
     if pos_weight is not None and not isinstance(pos_weight, Tensor):
-        factor = _arguments.check_number(op, "pos_weight", pos_weight, 0.0, math.inf, _REMEDY)
+        factor = _arguments.check_number(op, "pos_weight", pos_weight, 0.0, math.inf, _NONE)
         weights = (weights[0] * factor, weights[1])
     if not (isinstance(alpha, Tensor) or isinstance(pos_weight, Tensor)):
         return weights, None
     if isinstance(alpha, Tensor):
         alpha = check_class_vector(op, "alpha", logits, alpha, class_dim)
-        if _values.wanted(validate):
-            _values.check_numbers(op, "alpha", alpha, most=1.0)
+        if _values.due(validate, alpha):
+            _values.check_numbers(op, "alpha", alpha, most=1.0, remedy=_SHARE)
         positive, negative = alpha * weights[0] if weights[0] != 1.0 else alpha, 1.0 - alpha
     else:
         positive = logits.new_full((logits.shape[class_dim],), weights[0], dtype=_arguments.computing_dtype(logits))
         negative = torch.full_like(positive, weights[1])
     if isinstance(pos_weight, Tensor):
         pos_weight = check_class_vector(op, "pos_weight", logits, pos_weight, class_dim)
-        if _values.wanted(validate):
+        if _values.due(validate, pos_weight):
             _values.check_numbers(op, "pos_weight", pos_weight)
         positive = positive * pos_weight
     return (1.0, 1.0), torch.stack((positive, negative))
@@ -75,12 +77,12 @@ def softmax_weights(
     """Of every class: a number, and [C] where classes have their own."""
     if isinstance(alpha, Tensor):
         alpha = check_class_vector(op, "alpha", logits, alpha, class_dim)
-        if _values.wanted(validate):
+        if _values.due(validate, alpha):
             _values.check_numbers(op, "alpha", alpha)
         return 1.0, alpha
     if alpha is None:
         return 1.0, None
-    return _arguments.check_number(op, "alpha", alpha, 0.0, math.inf, _REMEDY), None
+    return _arguments.check_number(op, "alpha", alpha, 0.0, math.inf, _NONE), None
 
 
 def like_loss(op: str, name: str, family: str, logits: Tensor, tensor: Tensor, class_dim: int) -> Tensor:

@@ -381,15 +381,29 @@ def test_nothing_is_written_when_a_target_is_wrong(rows: int) -> None:
     focal_cuda.softmax_focal_loss(x, torch.zeros(rows, dtype=torch.int64)).backward()
 
 
+@ops
+def test_numbers_of_classes_on_the_cpu(op: str) -> None:
+    """Looked at in every call. Weights of classes as alpha of the sigmoid made its loss negative, and said nothing."""
+    for number in (-2.0, torch.nan):
+        bad = torch.tensor([0.5, number, 0.5])
+        fails(ValueError, op, X, T, bad, names=rf"alpha.*got alpha\[1\] = {number:g}")
+        fails(ValueError, op, X, T, gamma=bad, names=rf"gamma >= 0, got gamma\[1\] = {number:g}")
+        fails(ValueError, op, X, T, gamma=bad[1], names=f"gamma >= 0, got {number:g}")
+    weights = focal_cuda.class_weights([80, 15, 5])
+    if op == SOFTMAX:
+        assert focal_cuda.softmax_focal_loss(X, T, weights) > 0
+        return
+    fails(ValueError, op, X, T, weights, names=r"alpha in \[0, 1\], got alpha\[2\] = .*; .*pos_weight may be larger")
+    fails(ValueError, op, X, T, 4.0, names=r"alpha in \[0, 1\].*got 4.*; .*pos_weight may be larger")
+    fails(ValueError, op, X, T, pos_weight=-weights, names=r"pos_weight >= 0, got pos_weight\[0\]")
+    assert focal_cuda.sigmoid_focal_loss(X, T, pos_weight=weights) > 0
+
+
 @on_every_backend
 @ops
 def test_validate_checks_what_is_not_checked_by_default(op: str) -> None:
-    bad = torch.tensor([0.5, -2.0, 0.5])
-    assert getattr(focal_cuda, op)(X, T, bad).isfinite()
-    fails(ValueError, op, X, T, bad, validate=True, names=r"alpha.*got alpha\[1\] = -2")
-    if op == SIGMOID:
-        fails(ValueError, op, X, T, bad.abs(), validate=True, names=r"alpha in \[0, 1\].*got alpha\[1\] = 2")
     kwargs = {"reduction": "sum", "normalizer": torch.tensor(-3.0)}
+    assert getattr(focal_cuda, op)(X, T, **kwargs).isfinite()
     fails(ValueError, op, X, T, **kwargs, validate=True, names="normalizer >= 0.*got -3")
     t = T.clone()
     t[2] = 9
@@ -423,13 +437,14 @@ def test_validate_looks_at_targets_before_any_kernel(op: str, how: str, monkeypa
 def test_validate_by_environment() -> None:
     code = (
         "import torch, focal_cuda\n"
-        "focal_cuda.sigmoid_focal_loss(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([0.5, -2.0, 0.5]))"
+        "x, t, n = torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor(-2.0)\n"
+        "focal_cuda.sigmoid_focal_loss(x, t, reduction='sum', normalizer=n)"
     )
     for value, fine in (("1", False), ("0", True)):
         env = {**os.environ, "FOCAL_CUDA_VALIDATE": value}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
         assert (done.returncode == 0) == fine, done.stderr
-        assert fine or "alpha[1] = -2" in done.stderr
+        assert fine or "normalizer >= 0, got -2" in done.stderr
 
 
 @on_every_backend

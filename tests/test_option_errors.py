@@ -195,16 +195,11 @@ def test_labels_out_of_range(op: str, options: dict, label: int) -> None:
 
 @ops
 def test_what_validate_sees(op: str) -> None:
-    bad = torch.tensor([0.5, -2.0, 0.5])
     told = {"validate": True}
-    assert getattr(focal_cuda, op)(X, T, gamma=bad).isfinite()
-    fails(ValueError, op, X, T, gamma=bad, **told, names=r"gamma >= 0, got gamma\[1\] = -2")
-    fails(ValueError, op, X, T, gamma=torch.tensor(-1.0), **told, names="gamma >= 0, got -1")
     weight = torch.tensor([1.0, 1.0, torch.nan, 1.0])
     names = r"sample_weight without NaN, got sample_weight\[2(, 0)?\] = nan"
     fails(ValueError, op, X, T, sample_weight=weight, **told, names=names)
     if op == SIGMOID:
-        fails(ValueError, op, X, T, pos_weight=bad, **told, names=r"pos_weight >= 0, got pos_weight\[1\] = -2")
         return
     soft = SOFT.clone()
     soft[2, 1] = -0.5
