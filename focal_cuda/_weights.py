@@ -25,6 +25,11 @@ def check_class_vector(op: str, name: str, logits: Tensor, vector: Tensor, class
     return _arguments.check_floating(op, name, logits, vector).contiguous()
 
 
+def check_class_numbers(op: str, name: str, numbers: Tensor, share: bool = False) -> None:
+    """The values of alpha, gamma and the like. share: alpha of a sigmoid loss."""
+    _values.check_numbers(op, name, numbers, **({"most": 1.0, "remedy": _SHARE} if share else {}))
+
+
 def check_gamma_tensor(op: str, name: str, logits: Tensor, gamma: Tensor, class_dim: int, by_class: bool) -> Tensor:
     """A tensor of one number, or of one for each class where the loss takes that."""
     if gamma.dim() == 0:
@@ -58,7 +63,7 @@ def sigmoid_weights(
     if isinstance(alpha, Tensor):
         alpha = check_class_vector(op, "alpha", logits, alpha, class_dim)
         if _values.due(validate, alpha):
-            _values.check_numbers(op, "alpha", alpha, most=1.0, remedy=_SHARE)
+            check_class_numbers(op, "alpha", alpha, share=True)
         positive, negative = alpha * weights[0] if weights[0] != 1.0 else alpha, 1.0 - alpha
     else:
         positive = logits.new_full((logits.shape[class_dim],), weights[0], dtype=_arguments.computing_dtype(logits))
