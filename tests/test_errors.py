@@ -33,6 +33,20 @@ def test_no_tensor(op: str, value: object) -> None:
 
 
 @ops
+def test_outputs_of_a_model_that_hold_the_logits(op: str) -> None:
+    for outputs in ({"out": X}, (X, X), [X]):
+        fails(TypeError, op, outputs, T, names=f"logits to be a tensor, got {type(outputs).__name__}; take the tensor")
+    fails(TypeError, op, [[1.0, 2.0]], T, names="got list; wrap it in torch.as_tensor")
+
+
+@ops
+def test_targets_before_logits(op: str) -> None:
+    fails(TypeError, op, T, X, names="logits of a floating dtype.*got torch.int64; logits come before targets")
+    names = "targets without gradient.*detach them, if they are not the logits, which come first"
+    fails(ValueError, op, X, X.clone().requires_grad_(), names=names)
+
+
+@ops
 @dtypes([torch.int64, torch.bool, torch.uint8, torch.complex64])
 def test_logits_dtype(op: str, dtype: torch.dtype) -> None:
     """Most of all labels in the place of logits."""
@@ -100,6 +114,32 @@ def test_shapes_that_do_not_fit(logits: tuple, targets: tuple) -> None:
         fails(ValueError, op, x, torch.zeros(targets).long(), names=rf"targets of shape {expected}{either}.*got {got}")
 
 
+@ops
+@pytest.mark.parametrize(
+    ("logits", "targets", "remedy"),
+    [
+        ((2, 3, 4, 5), (2, 4, 5, 3), r"targets.argmax\(3\), or soft ones as targets.movedim\(3, 1\)"),
+        ((2, 3, 4, 5), (2, 4, 5, 1), "squeeze dim 3"),
+        ((1, 3, 4, 5), (4, 5), "unsqueeze dim 0"),
+        ((2, 4, 5, 3), (2, 4, 5), "set class_dim=3"),
+        ((2, 3, 4, 5), (2, 8, 10), "F.interpolate"),
+        ((4, 3), (5,), "nothing is broadcast"),
+    ],
+    ids=str,
+)
+def test_the_remedy_for_a_shape(op: str, logits: tuple, targets: tuple, remedy: str) -> None:
+    fails(ValueError, op, torch.zeros(logits), torch.zeros(targets).long(), names=rf"; .*{remedy}")
+
+
+def test_logits_of_one_dimension() -> None:
+    """F.cross_entropy takes one sample by its classes, and many take a score of each sample for two classes."""
+    t = torch.tensor(1)
+    fails(ValueError, SOFTMAX, X[0], t, names=r"got 1; .*class_dim=0, .* take sigmoid_focal_loss")
+    fails(ValueError, SIGMOID, X[0], t, names=r"got 1; .*class_dim=0, .* targets the logits' shape")
+    assert focal_cuda.softmax_focal_loss(X[0], t, class_dim=0) > 0
+    assert focal_cuda.sigmoid_focal_loss(X[0], T[:3] > 0) > 0
+
+
 def test_dense_integer_targets_for_the_softmax() -> None:
     """Soft ones are floating."""
     one_hot = torch.eye(4, dtype=torch.int64)[:, :3]
@@ -117,7 +157,10 @@ def test_memory_that_is_not_strided(op: str) -> None:
 
 @pytest.mark.parametrize("op", [SIGMOID, SOFTMAX])
 def test_a_list_of_weights(op: str) -> None:
-    fails(TypeError, op, X, T, alpha=[0.1, 0.2, 0.3], names=r"alpha to be a number, got list; .*torch.as_tensor")
+    for name in ("alpha", "gamma"):
+        for several in ([0.1, 0.2, 0.3], (0.1, 0.2, 0.3), torch.rand(3).numpy()):
+            names = rf"{name} to be a number, got {type(several).__name__}; .*torch.as_tensor"
+            fails(TypeError, op, X, T, **{name: several}, names=names)
 
 
 def test_one_class() -> None:
@@ -134,8 +177,9 @@ def test_class_dim_out_of_range(op: str, class_dim: int) -> None:
 @ops
 @pytest.mark.parametrize("value", [1.0, "1", None], ids=repr)
 def test_arguments_that_must_be_int(op: str, value: object) -> None:
-    fails(TypeError, op, X, T, class_dim=value, names="class_dim")
-    fails(TypeError, op, X, T, ignore_index=value, names="ignore_index")
+    fails(TypeError, op, X, T, class_dim=value, names="class_dim.*; pass the dimension")
+    fails(TypeError, op, X, T, ignore_index=value, names="ignore_index.*; .*pass mask if several are")
+    fails(TypeError, op, X, T, ignore_index=torch.tensor(1), names="ignore_index.*got Tensor; pass .*int\\(")
     if value is not None:
         fails(TypeError, op, X, T, background_index=value, names="background_index")
 
