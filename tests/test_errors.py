@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -161,6 +162,24 @@ def test_a_list_of_weights(op: str) -> None:
         for several in ([0.1, 0.2, 0.3], (0.1, 0.2, 0.3), torch.rand(3).numpy()):
             names = rf"{name} to be a number, got {type(several).__name__}; .*torch.as_tensor"
             fails(TypeError, op, X, T, **{name: several}, names=names)
+
+
+def test_a_binary_mask_without_its_channel() -> None:
+    """Read as labels, it is the opposite of what is meant; that can be meant as well, and said."""
+    x, mask = torch.zeros(2, 1, 4, 5), torch.rand(2, 4, 5) < 0.1
+    for targets in (mask, mask.to(torch.uint8), mask.long()):
+        with pytest.warns(UserWarning, match=r"unsqueeze\(1\); if labels are meant, say background_index=1") as told:
+            focal_cuda.sigmoid_focal_loss(x, targets)
+        assert told[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            focal_cuda.sigmoid_focal_loss(x, targets.unsqueeze(1))
+            focal_cuda.sigmoid_focal_loss(x, targets.long(), background_index=1)
+            focal_cuda.sigmoid_focal_loss(x[:, 0, 0], targets[:, 0])
+            focal_cuda.sigmoid_focal_loss(x[0, 0, 0, :, None], targets[0, 0])  # rows of a detector of one class
+            focal_cuda.RetinaNetLoss(1)(
+                x[:, 0, 0, :, None], torch.zeros(2, 5, 4), mask[:, 0].long(), torch.zeros(2, 5, 4)
+            )
 
 
 def test_one_class() -> None:
