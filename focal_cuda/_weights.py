@@ -18,9 +18,14 @@ _SHARE = f"it is the share of positives, and 1 - alpha that of negatives; {_NONE
 def check_class_vector(op: str, name: str, logits: Tensor, vector: Tensor, class_dim: int) -> Tensor:
     classes = logits.shape[class_dim]
     if vector.shape != (classes,):
+        remedy = "pass one entry per class, or a number"
+        if vector.numel() == 1:
+            remedy = f"one number for all classes is {name}.item()"
+        elif name == "alpha" and classes == 1 and vector.shape == (2,):
+            remedy = "of negatives and positives pass the positives' alone: alpha[1].item()"
         raise ValueError(
             f"{op}: expected {name} of shape [{classes}] (one number per class of dim {class_dim}), "
-            f"got {list(vector.shape)}; pass one entry per class, or a number."
+            f"got {list(vector.shape)}; {remedy}."
         )
     return _arguments.check_floating(op, name, logits, vector).contiguous()
 

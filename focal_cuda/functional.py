@@ -73,7 +73,8 @@ def sigmoid_focal_loss(
         gradient: ``"auto"``: made together with the loss for a scalar reduction (``"forward"``), except for float16,
             whose small numbers would underflow before the loss scale is known, and unreduced losses: those recompute
             (``"backward"``). ``"inplace"``: over the logits, with no extra memory; they are gone after the call
-            (if they are a view, differentiate by ``loss.backward()``, not by ``autograd.grad(loss, logits)``).
+            (if they are a view, differentiate by ``loss.backward()``, not by ``autograd.grad(loss, logits)``). Under
+            ``torch.no_grad()`` nothing is written.
         validate: True also checks the values of tensors (sample_weight, normalizer; on CUDA the targets, alpha, gamma
             and pos_weight, too), waiting for the device. Default: the environment variable FOCAL_CUDA_VALIDATE. On the
             CPU targets, alpha, gamma and pos_weight are always checked.
