@@ -163,7 +163,7 @@ def check_dense_targets(op: str, targets: Tensor, ignore_index: int) -> None:
 
 def check_number(op: str, name: str, value: object, low: float, high: float, remedy: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        if isinstance(value, Sequence) or hasattr(value, "__array__"):
+        if (isinstance(value, Sequence) and not isinstance(value, str)) or hasattr(value, "__array__"):
             remedy = "for a number of each class, where it may have one, pass a tensor: torch.as_tensor(...)"
         raise TypeError(f"{op}: expected {name} to be a number, got {type(value).__name__}; {remedy}.")
     number = float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -107,18 +108,21 @@ def like_loss(op: str, name: str, family: str, logits: Tensor, tensor: Tensor, c
     shape = logits.shape if family == SIGMOID else torch.Size(positions)
     if tensor.dim() != len(shape) or any(n not in (1, m) for n, m in zip(tensor.shape, shape, strict=True)):
         forms = f"{positions} or {list(shape)}" if family == SIGMOID and with_class else f"{list(shape)}"
+        remedy = "reshape it"
+        if family != SIGMOID and with_class and len(given) == rank and given[class_dim] == 1:
+            remedy = f"squeeze dim {class_dim % rank}"
+        elif len(given) == 1 and len(positions) > 1 and given[0] == positions[0]:
+            remedy = f"of one for each sample make {name}.view({', '.join(['-1'] + ['1'] * (len(positions) - 1))})"
         raise ValueError(
             f"{op}: expected {name} of shape {forms}, 1 allowed in place of any size, got {given} with logits "
-            f"{list(logits.shape)}; reshape it."
+            f"{list(logits.shape)}; {remedy}."
         )
     return tensor.expand(shape)
 
 
 def check_sample_weight(op: str, family: str, logits: Tensor, sample_weight: object, class_dim: int) -> Tensor:
     if not isinstance(sample_weight, Tensor):
-        raise TypeError(
-            f"{op}: expected sample_weight to be a tensor, got {type(sample_weight).__name__}; "
-            "for one factor scale the loss."
-        )
+        remedy = "for one factor scale the loss" if isinstance(sample_weight, Real) else "wrap it in torch.as_tensor"
+        raise TypeError(f"{op}: expected sample_weight to be a tensor, got {type(sample_weight).__name__}; {remedy}.")
     weight = _arguments.check_floating(op, "sample_weight", logits, sample_weight)
     return like_loss(op, "sample_weight", family, logits, weight, class_dim)
