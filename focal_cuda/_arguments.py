@@ -6,7 +6,8 @@ The sentences have one form: the function, what was expected, what came, and the
 from __future__ import annotations
 
 import math
-from numbers import Real
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -20,12 +21,20 @@ _LOGITS_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.b
 _INDEX_DTYPES = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool})
 
 
+_INTEGERS = {
+    "ignore_index": "leave it out if no label is ignored, and pass mask if several are",
+    "background_index": "pass one label",
+    "class_dim": "pass the dimension of the classes",
+}
+
+
 def check_tensors(op: str, logits: Tensor, targets: Tensor) -> None:
     for name, value in (("logits", logits), ("targets", targets)):
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{op}: expected {name} to be a tensor, got {type(value).__name__}; wrap it in torch.as_tensor."
-            )
+            # A model's outputs often come with a name, or with others.
+            inside = isinstance(value, Mapping) or (isinstance(value, Sequence) and any(map(torch.is_tensor, value)))
+            remedy = "take the tensor out of it" if inside else "wrap it in torch.as_tensor"
+            raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}; {remedy}.")
         if value.layout is not torch.strided or value.is_nested:
             got = "a nested tensor" if value.is_nested else value.layout
             raise TypeError(
@@ -33,9 +42,11 @@ def check_tensors(op: str, logits: Tensor, targets: Tensor) -> None:
                 "torch.nested.to_padded_tensor and ignore_index."
             )
     if logits.dtype not in _LOGITS_DTYPES:
+        swapped = not logits.dtype.is_floating_point and targets.dtype in _LOGITS_DTYPES
+        remedy = "logits come before targets" if swapped else "convert them, and pass raw scores, not classes"
         raise TypeError(
             f"{op}: expected logits of a floating dtype (float32, bfloat16, float16, float64), got {logits.dtype}; "
-            "convert them, and pass raw scores, not classes."
+            f"{remedy}."
         )
     if logits.device.type not in _ops.DEVICES:
         raise NotImplementedError(
@@ -50,13 +61,17 @@ def check_tensors(op: str, logits: Tensor, targets: Tensor) -> None:
         )
     if targets.requires_grad:
         raise ValueError(
-            f"{op}: expected targets without gradient, got some that require it; none reaches them: detach them."
+            f"{op}: expected targets without gradient, got some that require it; none reaches them: detach them, if "
+            "they are not the logits, which come first."
         )
 
 
 def check_integer(op: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{op}: expected {name} to be an int, got {type(value).__name__}; pass one label or dimension.")
+        remedy = (
+            f"pass {name}=int(...)" if isinstance(value, (Integral, Tensor)) else _INTEGERS.get(name, "pass an int")
+        )
+        raise TypeError(f"{op}: expected {name} to be an int, got {type(value).__name__}; {remedy}.")
 
 
 def check_integers(op: str, ignore_index: int, background_index: int | None) -> None:
@@ -71,9 +86,13 @@ def check_class_dim(op: str, logits: Tensor, class_dim: int) -> int:
     if type(class_dim) is not int:
         check_integer(op, "class_dim", class_dim)
     if not -rank <= class_dim < rank:
+        remedy = "name the dimension of the classes"
+        if rank == 1 and class_dim == 1:
+            binary = "take sigmoid_focal_loss" if op == SOFTMAX else "give targets the logits' shape"
+            remedy = f"for the classes of one sample set class_dim=0, for one score of each sample {binary}"
         raise ValueError(
             f"{op}: expected class_dim in [{-rank}, {rank}) for logits of shape {list(logits.shape)}, got {class_dim}; "
-            "name the dimension of the classes."
+            f"{remedy}."
         )
     return class_dim % rank
 
@@ -90,17 +109,7 @@ def check_index_targets(op: str, family: str, logits: Tensor, targets: Tensor, c
     if targets.shape != shape[:dim] + shape[dim + 1 :]:
         expected = [*shape[:dim], *shape[dim + 1 :]]
         either = f" or {list(shape)} (dense)" if family == SIGMOID else ""
-        squeezed = [n for n in targets.shape if n != 1]
-        if family == SOFTMAX and targets.shape == shape:
-            remedy = "pass class indices (targets.argmax of the class dimension)"
-        elif squeezed == [n for n in expected if n != 1] and targets.dim() == len(expected) + 1:
-            at = next(
-                (d for d in range(targets.dim()) if list(targets.shape[:d] + targets.shape[d + 1 :]) == expected),
-                0,
-            )
-            remedy = f"squeeze dim {at}"
-        else:
-            remedy = "nothing is broadcast: reshape the targets, or set class_dim"
+        remedy = _remedy_of_shape(family, list(shape), list(targets.shape), dim)
         raise ValueError(
             f"{op}: expected targets of shape {expected} (logits without dim {dim}){either}, "
             f"got {list(targets.shape)} with logits {list(shape)}; {remedy}."
@@ -111,6 +120,32 @@ def check_index_targets(op: str, family: str, logits: Tensor, targets: Tensor, c
             remedy = f"for 0 and 1 pass dense targets: targets.unsqueeze({dim})"
         raise TypeError(f"{op}: expected class index targets of an integer dtype, got {targets.dtype}; {remedy}.")
     return dim
+
+
+def _remedy_of_shape(family: str, logits: list[int], targets: list[int], dim: int) -> str:
+    """What to do about targets that are no class indices of the logits: the usual mistakes by their shapes."""
+
+    def without(sizes: list[int], d: int) -> list[int]:
+        return sizes[:d] + sizes[d + 1 :]
+
+    expected = without(logits, dim)
+    if targets == logits and family == SOFTMAX:
+        return "pass class indices (targets.argmax of the class dimension)"
+    extra = [d for d in range(len(targets)) if without(targets, d) == expected]
+    for d in extra:
+        if targets[d] == 1:
+            return f"squeeze dim {d}"
+    if extra and targets[extra[-1]] == logits[dim]:
+        return f"pass class indices, targets.argmax({extra[-1]}), or soft ones as targets.movedim({extra[-1]}, {dim})"
+    missing = [d for d in range(len(expected)) if expected[d] == 1 and without(expected, d) == targets]
+    if missing:
+        return f"unsqueeze dim {missing[0]}"
+    classes = [d for d in range(len(logits)) if without(logits, d) == targets]
+    if classes:
+        return f"the classes seem to be in dim {classes[-1]}: set class_dim={classes[-1]}"
+    if len(expected) > 1 and len(targets) == len(expected) and targets[0] == expected[0]:
+        return "bring both to one size, logits by F.interpolate, masks by nearest neighbours"
+    return "nothing is broadcast: give each position its label, or set class_dim"
 
 
 def check_dense_targets(op: str, targets: Tensor, ignore_index: int) -> None:
@@ -128,6 +163,8 @@ def check_dense_targets(op: str, targets: Tensor, ignore_index: int) -> None:
 
 def check_number(op: str, name: str, value: object, low: float, high: float, remedy: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
+        if (isinstance(value, Sequence) and not isinstance(value, str)) or hasattr(value, "__array__"):
+            remedy = "for a number of each class, where it may have one, pass a tensor: torch.as_tensor(...)"
         raise TypeError(f"{op}: expected {name} to be a number, got {type(value).__name__}; {remedy}.")
     number = float(value)
     if not (low <= number <= high and number < math.inf):
@@ -255,7 +292,9 @@ def check_gradient(op: str, logits: Tensor, gradient: str, reduction: str) -> st
             f'in the forward pass, got {gradient!r}; reduce the loss, or use "auto".'
         )
     if gradient == "inplace":
-        if not logits.requires_grad or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():  # a loss that is validated on other data: nothing is to be written
+            return "backward"
+        if not logits.requires_grad:
             raise ValueError(
                 f'{op}: expected logits that require grad with gradient="inplace", got logits that need none; '
                 'use "auto", which writes no gradient then.'

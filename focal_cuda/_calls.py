@@ -61,6 +61,8 @@ def compute(
     if type(gamma) is not float or not 0.0 <= gamma < math.inf:
         if isinstance(gamma, Tensor):
             gamma, gammas = 0.0, _weights.check_gamma_tensor(op, gamma_name, logits, gamma, class_dim, gamma_by_class)
+            if _values.due(validate, gammas):
+                _values.check_numbers(op, gamma_name, gammas, remedy="0 is cross entropy")
             fused = fused and (loss == "focal" or gammas.dim() == 0)
         else:
             gamma = _arguments.check_number(op, gamma_name, gamma, 0.0, math.inf, "0 is cross entropy")
@@ -90,7 +92,6 @@ def compute(
         _check_targets(op, family, logits, targets, class_dim, ignore_index, background_index, loss in HARD)
     if wanted:
         _values.check_numbers(op, "normalizer", divisor)
-        _values.check_numbers(op, gamma_name, gammas)
     parts = _ops.NO_PARTS
     if not (vector is None and gammas is None and sample_weight is None and scores is None):
         parts = _ops.Parts(vector, gammas, sample_weight, scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,8 @@ def of_elements(
     _arguments.check_integers(op, ignore_index, background_index)
     if targets.shape != logits.shape:
         class_dim = _arguments.check_index_targets(op, SIGMOID, logits, targets, class_dim)
+        if logits.shape[class_dim] == 1 and class_dim < logits.dim() - 1 and background_index is None:
+            _warn_of_one_class(op, logits, targets, class_dim)
     else:
         _arguments.check_dense_targets(op, targets, ignore_index)
         if any(isinstance(value, Tensor) and value.dim() > 0 for value in by_class):
@@ -93,6 +96,18 @@ def of_positions(
         _check_mask(op, logits, mask)
         targets = _masked(op, SOFTMAX, logits, targets, mask, class_dim, ignore_index)
     return Targets(targets, class_dim, ignore_index)
+
+
+def _warn_of_one_class(op: str, logits: Tensor, targets: Tensor, class_dim: int) -> None:
+    """Maps of one class and labels: rarely meant, and with masks of 0 and 1 the loss of the opposite."""
+    if torch.compiler.is_compiling():
+        return
+    warnings.warn(
+        f"{op}: expected masks of 0 and 1 in the logits' shape {list(logits.shape)}, got {list(targets.shape)}, which "
+        "are labels: 0 is the one class, and positive, 1 is background, and negative. For a binary mask pass "
+        f"targets.unsqueeze({class_dim}); if labels are meant, say background_index=1.",
+        stacklevel=4,
+    )
 
 
 def _check_mask(op: str, logits: Tensor, mask: object) -> None:

@@ -1,5 +1,5 @@
-"""The checks that read values, and so wait for the device: with validate=True, and on the CPU those of what no kernel
-looks at.
+"""The checks that read values, and so wait for the device: with validate=True, and on the CPU those of what is small or
+no kernel looks at.
 """
 
 from __future__ import annotations
@@ -20,17 +20,30 @@ def wanted(validate: bool | None) -> bool:
     return _VALIDATE if validate is None else bool(validate)
 
 
-def check_numbers(op: str, name: str, values: Tensor | None, least: float = 0.0, most: float = math.inf) -> None:
+def due(validate: bool | None, tensor: Tensor) -> bool:
+    """Whether to look at a tensor of few numbers."""
+    return wanted(validate) or on_cpu(tensor)
+
+
+def check_numbers(
+    op: str,
+    name: str,
+    values: Tensor | None,
+    least: float = 0.0,
+    most: float = math.inf,
+    remedy: str = "correct it",
+) -> None:
     """Every number of an optional tensor. A NaN is never in range."""
-    if values is None:
+    if values is None or not values.numel():
         return
-    bad = ~((values >= least) & (values <= most))
-    if bool(bad.any()):
-        at = bad.nonzero()[0].tolist()
-        place = f"{name}{at} = " if at else ""
-        bounds = f">= {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
-        bounds = bounds if least > -math.inf else "without NaN"
-        raise ValueError(f"{op}: expected {name} {bounds}, got {place}{values[tuple(at)].item():g}; correct it.")
+    low, high = torch.aminmax(values)  # both NaN if one is
+    if low.item() >= least and high.item() <= most:
+        return
+    at = (~((values >= least) & (values <= most))).nonzero()[0].tolist()
+    place = f"{name}{at} = " if at else ""
+    bounds = f">= {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
+    bounds = bounds if least > -math.inf else "without NaN"
+    raise ValueError(f"{op}: expected {name} {bounds}, got {place}{values[tuple(at)].item():g}; {remedy}.")
 
 
 def equals(targets: Tensor, value: int) -> Tensor:

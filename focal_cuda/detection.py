@@ -189,9 +189,11 @@ def init_prior_bias_(layer: Layer, prior: float | Tensor | Sequence[float] = 0.0
     """
     bias = getattr(layer, "bias", None)
     if not isinstance(bias, nn.Parameter) or is_lazy(bias):
+        inside = isinstance(layer, nn.Module) and next(layer.children(), None) is not None
+        remedy = "pass the last layer in it" if inside else "make it with bias=True, and run a lazy layer once before"
         raise ValueError(
             f"init_prior_bias_: expected a layer with a parameter named bias, got {type(layer).__name__} without; "
-            "make it with bias=True, and run a lazy layer once before."
+            f"{remedy}."
         )
     priors = as_numbers("init_prior_bias_", "prior", prior)
     if priors.dim() > 1 or not priors.numel() or bias.numel() % priors.numel():

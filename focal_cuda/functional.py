@@ -74,9 +74,11 @@ def sigmoid_focal_loss(
         gradient: ``"auto"``: made together with the loss for a scalar reduction (``"forward"``), except for float16,
             whose small numbers would underflow before the loss scale is known, and unreduced losses: those recompute
             (``"backward"``). ``"inplace"``: over the logits, with no extra memory; they are gone after the call
-            (if they are a view, differentiate by ``loss.backward()``, not by ``autograd.grad(loss, logits)``).
-        validate: True also checks alpha's and normalizer's values, and on CUDA the targets, waiting for the device.
-            Default: the environment variable FOCAL_CUDA_VALIDATE. On the CPU targets are always checked.
+            (if they are a view, differentiate by ``loss.backward()``, not by ``autograd.grad(loss, logits)``). Under
+            ``torch.no_grad()`` nothing is written.
+        validate: True also checks the values of tensors (sample_weight, normalizer; on CUDA the targets, alpha, gamma
+            and pos_weight, too), waiting for the device. Default: the environment variable FOCAL_CUDA_VALIDATE. On the
+            CPU targets, alpha, gamma and pos_weight are always checked.
 
     Returns:
         float32 (float64 for float64 logits): a scalar, or the logits' shape. No element counted: 0, with zero gradient.
@@ -182,7 +184,7 @@ def softmax_focal_loss(
         normalizer: divides a ``"sum"``: a number > 0, a one-element tensor on the logits' device (read there; 0 gives
             a loss of 0), or ``"positives"``: positions neither ignored nor background, at least 1.
         gradient: as for :func:`sigmoid_focal_loss`.
-        validate: as for :func:`sigmoid_focal_loss`.
+        validate: as for :func:`sigmoid_focal_loss`; soft targets are checked with True alone, on the CPU as well.
 
     Returns:
         float32 (float64 for float64 logits): a scalar, or the targets' shape. Nothing counted: 0, with zero gradient.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import functional, variants
+from . import _values, _weights, functional, variants
 
 __all__ = [
     "AsymmetricLoss",
@@ -26,6 +27,13 @@ Alpha = float | Tensor | Sequence[float] | None
 
 # What a call gives, as logits and targets are.
 _OF_A_CALL = ("scores", "sample_weight", "mask", "normalizer")
+
+# What other losses call an argument.
+_ELSEWHERE = {
+    "weight": "alpha", "class_weight": "alpha", "class_weights": "alpha", "smoothing": "label_smoothing",
+    "ignore_label": "ignore_index", "size_average": "reduction", "dim": "class_dim", "axis": "class_dim",
+    "avg_factor": "normalizer",
+}  # fmt: skip
 
 
 class _FocalLoss(nn.Module):
@@ -47,12 +55,20 @@ class _FocalLoss(nn.Module):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__()
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        for name, value in bound.arguments.items():
+        op = type(self).__name__
+        arguments = _bound(op, self.__signature__, args, kwargs)
+        shares = self.function is functional.sigmoid_focal_loss or arguments.get("activation") == "sigmoid"
+        for name, value in arguments.items():
             if isinstance(value, Sequence) and not isinstance(value, str):
                 value = torch.tensor(value, dtype=torch.get_default_dtype())
             if isinstance(value, Tensor):
+                if value.dim() > 1:
+                    raise ValueError(
+                        f"{op}: expected {name} with one number, or one for each class, got shape {list(value.shape)}; "
+                        f"logits and targets are for the call: {op}()(logits, targets)."
+                    )
+                if _values.on_cpu(value):  # on a GPU no call looks at them
+                    _weights.check_class_numbers(op, name, value, shares and name == "alpha")
                 self.register_buffer(name, value.detach().clone())
             else:
                 setattr(self, name, value)
@@ -82,6 +98,27 @@ class _FocalLoss(nn.Module):
             elif always or value != parameter.default:
                 shown.append(f"{name}={value!r}")
         return ", ".join(shown)
+
+
+def _bound(op: str, signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments by name."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        known = signature.parameters
+        unknown = [name for name in kwargs if name not in known]
+        if not unknown:
+            raise TypeError(
+                f"{op}: expected arguments of {', '.join(known)}, got others: {error}; see help()."
+            ) from None
+        here = _ELSEWHERE.get(unknown[0], "")
+        if unknown[0] in (*_OF_A_CALL, "logits", "targets"):
+            remedy = "give it when you call the module"
+        else:
+            remedy = f"that is {here} here" if here in known else "see help()"
+        raise TypeError(f"{op}: expected arguments of {', '.join(known)}, got {unknown[0]}; {remedy}.") from None
+    bound.apply_defaults()
+    return bound.arguments
 
 
 class SigmoidFocalLoss(_FocalLoss):

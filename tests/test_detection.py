@@ -313,6 +313,7 @@ def test_a_small_prior_in_half_precision() -> None:
     [
         (nn.Linear(3, 6, bias=False), 0.01, ValueError, "a layer with a parameter named bias, got Linear"),
         (nn.ReLU(), 0.01, ValueError, "a layer with a parameter named bias, got ReLU"),
+        (nn.Sequential(nn.Linear(3, 6)), 0.01, ValueError, "named bias, got Sequential without; pass the last layer"),
         (nn.LSTM(3, 6), 0.01, ValueError, "a layer with a parameter named bias, got LSTM"),
         (nn.LazyLinear(6), 0.01, ValueError, "a layer with a parameter named bias, got LazyLinear"),
         (nn.Linear(3, 6), 0.0, ValueError, r"prior in \(0, 1\), got 0.0"),
@@ -324,11 +325,11 @@ def test_a_small_prior_in_half_precision() -> None:
         (nn.Linear(3, 6), [[0.1] * 6], ValueError, r"A \* C elements, got \[1, 6\] for 6"),
         (nn.Linear(3, 6), "0.01", TypeError, "prior to be a tensor or numbers, got str"),
     ],
-    ids=["no-bias", "no-layer", "lstm", "lazy", "0", "1", "nan", "1.5", "4-of-6", "none", "2-d", "str"],
+    ids=["no-bias", "no-layer", "model", "lstm", "lazy", "0", "1", "nan", "1.5", "4-of-6", "none", "2-d", "str"],
 )
 def test_wrong_layers_and_priors(layer: nn.Module, prior: object, error: type[Exception], message: str) -> None:
     before = None if is_without(layer) else layer.bias.clone()
-    with pytest.raises(error, match=f"^init_prior_bias_: expected .*{message}.*; .*\\.$"):
+    with pytest.raises(error, match=f"^init_prior_bias_: expected .*{message}.*\\.$"):
         init_prior_bias_(layer, prior)
     assert before is None or torch.equal(layer.bias, before)
 

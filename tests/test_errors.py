@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -30,6 +31,20 @@ IMAGE, MASK = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
 def test_no_tensor(op: str, value: object) -> None:
     fails(TypeError, op, value, T, names="expected logits to be a tensor, got (NoneType|float|list|str)")
     fails(TypeError, op, X, value, names="expected targets to be a tensor, got (NoneType|float|list|str)")
+
+
+@ops
+def test_outputs_of_a_model_that_hold_the_logits(op: str) -> None:
+    for outputs in ({"out": X}, (X, X), [X]):
+        fails(TypeError, op, outputs, T, names=f"logits to be a tensor, got {type(outputs).__name__}; take the tensor")
+    fails(TypeError, op, [[1.0, 2.0]], T, names="got list; wrap it in torch.as_tensor")
+
+
+@ops
+def test_targets_before_logits(op: str) -> None:
+    fails(TypeError, op, T, X, names="logits of a floating dtype.*got torch.int64; logits come before targets")
+    names = "targets without gradient.*detach them, if they are not the logits, which come first"
+    fails(ValueError, op, X, X.clone().requires_grad_(), names=names)
 
 
 @ops
@@ -100,6 +115,32 @@ def test_shapes_that_do_not_fit(logits: tuple, targets: tuple) -> None:
         fails(ValueError, op, x, torch.zeros(targets).long(), names=rf"targets of shape {expected}{either}.*got {got}")
 
 
+@ops
+@pytest.mark.parametrize(
+    ("logits", "targets", "remedy"),
+    [
+        ((2, 3, 4, 5), (2, 4, 5, 3), r"targets.argmax\(3\), or soft ones as targets.movedim\(3, 1\)"),
+        ((2, 3, 4, 5), (2, 4, 5, 1), "squeeze dim 3"),
+        ((1, 3, 4, 5), (4, 5), "unsqueeze dim 0"),
+        ((2, 4, 5, 3), (2, 4, 5), "set class_dim=3"),
+        ((2, 3, 4, 5), (2, 8, 10), "F.interpolate"),
+        ((4, 3), (5,), "nothing is broadcast"),
+    ],
+    ids=str,
+)
+def test_the_remedy_for_a_shape(op: str, logits: tuple, targets: tuple, remedy: str) -> None:
+    fails(ValueError, op, torch.zeros(logits), torch.zeros(targets).long(), names=rf"; .*{remedy}")
+
+
+def test_logits_of_one_dimension() -> None:
+    """F.cross_entropy takes one sample by its classes, and many take a score of each sample for two classes."""
+    t = torch.tensor(1)
+    fails(ValueError, SOFTMAX, X[0], t, names=r"got 1; .*class_dim=0, .* take sigmoid_focal_loss")
+    fails(ValueError, SIGMOID, X[0], t, names=r"got 1; .*class_dim=0, .* targets the logits' shape")
+    assert focal_cuda.softmax_focal_loss(X[0], t, class_dim=0) > 0
+    assert focal_cuda.sigmoid_focal_loss(X[0], T[:3] > 0) > 0
+
+
 def test_dense_integer_targets_for_the_softmax() -> None:
     """Soft ones are floating."""
     one_hot = torch.eye(4, dtype=torch.int64)[:, :3]
@@ -117,7 +158,28 @@ def test_memory_that_is_not_strided(op: str) -> None:
 
 @pytest.mark.parametrize("op", [SIGMOID, SOFTMAX])
 def test_a_list_of_weights(op: str) -> None:
-    fails(TypeError, op, X, T, alpha=[0.1, 0.2, 0.3], names=r"alpha to be a number, got list; .*torch.as_tensor")
+    for name in ("alpha", "gamma"):
+        for several in ([0.1, 0.2, 0.3], (0.1, 0.2, 0.3), torch.rand(3).numpy()):
+            names = rf"{name} to be a number, got {type(several).__name__}; .*torch.as_tensor"
+            fails(TypeError, op, X, T, **{name: several}, names=names)
+
+
+def test_a_binary_mask_without_its_channel() -> None:
+    """Read as labels, it is the opposite of what is meant; that can be meant as well, and said."""
+    x, mask = torch.zeros(2, 1, 4, 5), torch.rand(2, 4, 5) < 0.1
+    for targets in (mask, mask.to(torch.uint8), mask.long()):
+        with pytest.warns(UserWarning, match=r"unsqueeze\(1\); if labels are meant, say background_index=1") as told:
+            focal_cuda.sigmoid_focal_loss(x, targets)
+        assert told[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            focal_cuda.sigmoid_focal_loss(x, targets.unsqueeze(1))
+            focal_cuda.sigmoid_focal_loss(x, targets.long(), background_index=1)
+            focal_cuda.sigmoid_focal_loss(x[:, 0, 0], targets[:, 0])
+            focal_cuda.sigmoid_focal_loss(x[0, 0, 0, :, None], targets[0, 0])  # rows of a detector of one class
+            focal_cuda.RetinaNetLoss(1)(
+                x[:, 0, 0, :, None], torch.zeros(2, 5, 4), mask[:, 0].long(), torch.zeros(2, 5, 4)
+            )
 
 
 def test_one_class() -> None:
@@ -134,8 +196,9 @@ def test_class_dim_out_of_range(op: str, class_dim: int) -> None:
 @ops
 @pytest.mark.parametrize("value", [1.0, "1", None], ids=repr)
 def test_arguments_that_must_be_int(op: str, value: object) -> None:
-    fails(TypeError, op, X, T, class_dim=value, names="class_dim")
-    fails(TypeError, op, X, T, ignore_index=value, names="ignore_index")
+    fails(TypeError, op, X, T, class_dim=value, names="class_dim.*; pass the dimension")
+    fails(TypeError, op, X, T, ignore_index=value, names="ignore_index.*; .*pass mask if several are")
+    fails(TypeError, op, X, T, ignore_index=torch.tensor(1), names="ignore_index.*got Tensor; pass .*int\\(")
     if value is not None:
         fails(TypeError, op, X, T, background_index=value, names="background_index")
 
@@ -149,7 +212,8 @@ def test_gamma_out_of_range(op: str, gamma: float) -> None:
 @ops
 @pytest.mark.parametrize("gamma", ["2", None, [2.0], torch.tensor(2), True], ids=repr)
 def test_gamma_of_another_type(op: str, gamma: object) -> None:
-    fails(TypeError, op, X, T, None, gamma, names="gamma")
+    message = fails(TypeError, op, X, T, None, gamma, names="gamma")
+    assert isinstance(gamma, list) == ("for a number of each class" in message)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, -1, float("nan")])
@@ -176,7 +240,11 @@ def test_alpha_vectors(op: str) -> None:
     for bad in (torch.ones(2), torch.ones(4), torch.ones(1), torch.ones(1, 3), torch.ones(())):
         got = re.escape(str(list(bad.shape)))
         fails(ValueError, op, X, T, bad, names=rf"alpha of shape \[3\].*got {got}")
-    fails(ValueError, op, IMAGE, MASK, torch.ones(5), names=r"alpha of shape \[3\].*got \[5\]")
+    fails(ValueError, op, X, T, torch.tensor(0.5), names=r"one number for all classes is alpha.item\(\)")
+    fails(ValueError, op, IMAGE, MASK, torch.ones(5), names=r"alpha of shape \[3\].*got \[5\]; pass one entry")
+    if op == SIGMOID:
+        names = r"alpha of shape \[1\].*got \[2\]; of negatives and positives .*alpha\[1\]"
+        fails(ValueError, op, X[:, :1], X[:, :1], torch.tensor([0.25, 0.75]), names=names)
     fails(TypeError, op, X, T, torch.ones(3, dtype=torch.int64), names="alpha.*got torch.int64")
     fails(ValueError, op, X, T, torch.ones(3).requires_grad_(), names="alpha.*detach")
 
@@ -205,8 +273,6 @@ def test_in_place_on_logits_that_must_not_change(op: str) -> None:
     leaf = X.clone().requires_grad_()
     fails(ValueError, op, leaf, T, gradient="inplace", names="leaf")
     fails(ValueError, op, X.clone(), T, gradient="inplace", names="require grad")
-    with torch.no_grad():
-        fails(ValueError, op, leaf * 1, T, gradient="inplace", names="require grad")
     expanded = (torch.zeros(1, 3).requires_grad_() * 1).expand(4, 3)
     fails(ValueError, op, expanded, T, gradient="inplace", names="expanded")
     assert (leaf == 0).all()
@@ -388,15 +454,29 @@ def test_nothing_is_written_when_a_target_is_wrong(rows: int) -> None:
     focal_cuda.softmax_focal_loss(x, torch.zeros(rows, dtype=torch.int64)).backward()
 
 
+@ops
+def test_numbers_of_classes_on_the_cpu(op: str) -> None:
+    """Looked at in every call. Weights of classes as alpha of the sigmoid made its loss negative, and said nothing."""
+    for number in (-2.0, torch.nan):
+        bad = torch.tensor([0.5, number, 0.5])
+        fails(ValueError, op, X, T, bad, names=rf"alpha.*got alpha\[1\] = {number:g}")
+        fails(ValueError, op, X, T, gamma=bad, names=rf"gamma >= 0, got gamma\[1\] = {number:g}")
+        fails(ValueError, op, X, T, gamma=bad[1], names=f"gamma >= 0, got {number:g}")
+    weights = focal_cuda.class_weights([80, 15, 5])
+    if op == SOFTMAX:
+        assert focal_cuda.softmax_focal_loss(X, T, weights) > 0
+        return
+    fails(ValueError, op, X, T, weights, names=r"alpha in \[0, 1\], got alpha\[2\] = .*; .*pos_weight may be larger")
+    fails(ValueError, op, X, T, 4.0, names=r"alpha in \[0, 1\].*got 4.*; .*pos_weight may be larger")
+    fails(ValueError, op, X, T, pos_weight=-weights, names=r"pos_weight >= 0, got pos_weight\[0\]")
+    assert focal_cuda.sigmoid_focal_loss(X, T, pos_weight=weights) > 0
+
+
 @on_every_backend
 @ops
 def test_validate_checks_what_is_not_checked_by_default(op: str) -> None:
-    bad = torch.tensor([0.5, -2.0, 0.5])
-    assert getattr(focal_cuda, op)(X, T, bad).isfinite()
-    fails(ValueError, op, X, T, bad, validate=True, names=r"alpha.*got alpha\[1\] = -2")
-    if op == SIGMOID:
-        fails(ValueError, op, X, T, bad.abs(), validate=True, names=r"alpha in \[0, 1\].*got alpha\[1\] = 2")
     kwargs = {"reduction": "sum", "normalizer": torch.tensor(-3.0)}
+    assert getattr(focal_cuda, op)(X, T, **kwargs).isfinite()
     fails(ValueError, op, X, T, **kwargs, validate=True, names="normalizer >= 0.*got -3")
     t = T.clone()
     t[2] = 9
@@ -430,13 +510,14 @@ def test_validate_looks_at_targets_before_any_kernel(op: str, how: str, monkeypa
 def test_validate_by_environment() -> None:
     code = (
         "import torch, focal_cuda\n"
-        "focal_cuda.sigmoid_focal_loss(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([0.5, -2.0, 0.5]))"
+        "x, t, n = torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor(-2.0)\n"
+        "focal_cuda.sigmoid_focal_loss(x, t, reduction='sum', normalizer=n)"
     )
     for value, fine in (("1", False), ("0", True)):
         env = {**os.environ, "FOCAL_CUDA_VALIDATE": value}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
         assert (done.returncode == 0) == fine, done.stderr
-        assert fine or "alpha[1] = -2" in done.stderr
+        assert fine or "normalizer >= 0, got -2" in done.stderr
 
 
 @on_every_backend

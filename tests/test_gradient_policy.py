@@ -167,6 +167,17 @@ def test_in_place_after_a_layer_that_does_not_need_its_output(op: str, device: s
 
 
 @ops
+def test_in_place_writes_nothing_where_no_gradient_is_wanted(op: str, device: str) -> None:
+    """A loss made for training is called in validation, too."""
+    logits, targets = batch(device)
+    before = logits.clone()
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            loss = loss_of(op, logits, targets, gradient="inplace")
+        assert torch.equal(loss, loss_of(op, logits, targets)) and torch.equal(logits, before)
+
+
+@ops
 def test_in_place_takes_no_memory_of_its_own(op: str, device: str) -> None:
     logits, targets = batch(device)
     leaf = logits.clone().requires_grad_()

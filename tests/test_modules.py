@@ -313,8 +313,52 @@ def test_a_module_says_what_it_does(name: str) -> None:
 
 @modules
 def test_wrong_arguments_of_a_module(name: str) -> None:
-    with pytest.raises(TypeError, match="gama"):
+    with pytest.raises(TypeError, match=f"{name}: expected arguments of .*, got gama; see help"):
         getattr(focal_cuda, name)(gama=2.0)
     module, _, x, targets, _ = module_and_batch(name)
     with pytest.raises(TypeError, match=f"{name}: expected .*, got gamma; .*constructor"):
         module(x, targets, gamma=2.0)
+
+
+@modules
+def test_a_module_that_is_called_as_its_function(name: str) -> None:
+    """Its "loss" would be a module: the mistake would show in loss.backward() alone."""
+    x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match=rf"{name}: expected .*got shape \[4, 3\]; .*{name}\(\)\(logits, targets\)"):
+        getattr(focal_cuda, name)(x, torch.zeros_like(x))
+    with pytest.raises(TypeError, match="got logits; give it when you call the module"):
+        getattr(focal_cuda, name)(logits=x)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("weight", "alpha"),
+        ("smoothing", "label_smoothing"),
+        ("ignore_label", "ignore_index"),
+        ("size_average", "reduction"),
+        ("avg_factor", "normalizer"),
+        ("dim", "class_dim"),
+    ],
+)
+@pairs
+def test_what_other_losses_call_an_argument(module: type, function, theirs: str, ours: str) -> None:
+    with pytest.raises(TypeError, match=f"{module.__name__}: expected .*, got {theirs}; that is {ours} here"):
+        module(**{theirs: 1})
+    with pytest.raises(TypeError, match=f"{module.__name__}: expected .*, got others: too many"):
+        module(0.5, 2.0, "mean", 1)
+
+
+def test_numbers_of_a_module_are_looked_at_once() -> None:
+    """On a GPU it is the one place where they are."""
+    weights = focal_cuda.class_weights([80, 15, 5])
+    remedy = r"alpha in \[0, 1\], got alpha\[2\] = .*; .*pos_weight"
+    for make in (SigmoidFocalLoss, focal_cuda.PolyFocalLoss, focal_cuda.ReducedFocalLoss):
+        with pytest.raises(ValueError, match=f"{make.__name__}: expected {remedy}"):
+            make(alpha=weights)
+    for make in (SoftmaxFocalLoss, lambda **told: focal_cuda.PolyFocalLoss(activation="softmax", **told)):
+        assert torch.equal(make(alpha=weights).alpha, weights)
+        with pytest.raises(ValueError, match=r"expected gamma >= 0, got -1"):
+            make(gamma=torch.tensor(-1.0))
+    with torch.device("meta"):
+        assert SigmoidFocalLoss(alpha=[0.5, 0.25]).alpha.is_meta

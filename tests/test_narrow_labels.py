@@ -85,3 +85,20 @@ def test_dense_values_are_looked_at() -> None:
     targets = torch.full((3, 5), 156, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"got targets\[0, 0\] = 156"):
         focal_cuda._calls._check_targets("f", "sigmoid_focal_loss", torch.zeros(3, 5), targets, 1, -100, None, False)
+
+
+def many_classes() -> list[Loss]:
+    monai = focal_cuda.compat.monai.FocalLoss(to_onehot_y=True, use_softmax=True, ignore_index=-100)
+    smp = focal_cuda.compat.smp.FocalLoss("multiclass", normalized=True, ignore_index=-100)
+    return [
+        lambda x, y: monai(x[..., None], y[:, None, None]),
+        smp,
+        lambda x, y: focal_cuda.compat.kornia.focal_loss(x, y, None, reduction="none"),
+    ]
+
+
+@pytest.mark.parametrize("loss", many_classes(), ids=["monai", "smp", "kornia"])
+def test_the_adapters(loss: Loss) -> None:
+    logits = torch.randn(7, 300)
+    labels = torch.tensor(LABELS[torch.uint8][0], dtype=torch.uint8)
+    assert torch.equal(loss(logits, labels), loss(logits, labels.long()))

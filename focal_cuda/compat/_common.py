@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import _arguments, _ops, _values
+from .. import _arguments, _values
 
 # No label: the ignore_index of libraries that ignore none.
 NOTHING = -(2**62)
@@ -69,11 +69,6 @@ def check_class_weight(op: str, name: str, weight: object, classes: int) -> None
     if weight is not None and (not isinstance(weight, Tensor) or weight.shape != (classes,)):
         got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(f"{op}: expected {name} to be a tensor [{classes}], got {got}; pass one number per class.")
-
-
-def readable(tensor: Tensor) -> bool:
-    """Whether its values can be looked at, for nothing and by Python."""
-    return _values.on_cpu(tensor) and not _ops._functorch_active()
 
 
 def keep(module: nn.Module, name: str, value: object, persistent: bool = False) -> None:
@@ -149,7 +144,7 @@ def constant(logits: Tensor, make: Callable[..., Tensor], *numbers: object) -> T
     """make(*numbers, dtype, device) for these logits; on the CPU made once, since a tensor costs a small call 5 us and
     more. What is traced, or runs in a stream, gets its own."""
     key = (make, *numbers, _arguments.computing_dtype(logits), logits.device)
-    if type(logits) not in (Tensor, nn.Parameter) or not readable(logits):
+    if type(logits) not in (Tensor, nn.Parameter) or not _values.on_cpu(logits):
         return make(*key[1:])
     made = _CONSTANTS.get(key)
     if made is None:
@@ -170,7 +165,7 @@ _CONSTANTS: dict[tuple, Tensor] = {}
 def where_refused(call: Callable[[Tensor], Tensor], labels: Tensor, mapped: Callable[[Tensor], Tensor]) -> Tensor:
     """The loss of labels, and of mapped ones where some are out of range: if the CPU, which looks, says so, or nobody
     looks in time."""
-    if readable(labels):
+    if _values.on_cpu(labels):
         try:
             return call(labels)
         except IndexError:
@@ -180,5 +175,5 @@ def where_refused(call: Callable[[Tensor], Tensor], labels: Tensor, mapped: Call
 
 def spread(losses: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
     """Losses of positions at the class of each in a map of the logits' shape, which is 0 elsewhere."""
-    at = targets.clamp(0, logits.shape[1] - 1).long().unsqueeze(1)  # an ignored label is out of range, and its loss 0
+    at = targets.long().clamp(0, logits.shape[1] - 1).unsqueeze(1)  # an ignored label is out of range, and its loss 0
     return losses.new_zeros(logits.shape).scatter_(1, at, losses.unsqueeze(1))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import _arguments, functional
-from ._common import NOTHING, alpha_or_none, check_dense, constant, filled, readable
+from .. import _arguments, _values, functional
+from ._common import NOTHING, alpha_or_none, check_dense, constant, filled
 
 __all__ = ["sigmoid_focal_loss", "sigmoid_focal_loss_jit", "sigmoid_focal_loss_star", "sigmoid_focal_loss_star_jit"]
 
@@ -67,7 +67,7 @@ def sigmoid_focal_loss_star(
         raise ValueError(f"{op}: expected gamma > 0, by which the loss is divided, got 0; 1 is cross entropy.")
     steep = inputs
     if gamma != 1:  # by a tensor that is there, which the CPU has sooner than one of a number
-        steep = inputs * (constant(inputs, filled, (), gamma) if readable(inputs) else gamma)
+        steep = inputs * (constant(inputs, filled, (), gamma) if _values.on_cpu(inputs) else gamma)
     kinds = {"reduction": reduction}
     if reduction in ("mean", "sum"):
         kinds = {"reduction": "sum", "normalizer": gamma * (max(inputs.numel(), 1) if reduction == "mean" else 1)}

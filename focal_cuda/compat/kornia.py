@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import functional
+from .. import _values, functional
 from ._common import (
     NOTHING,
     along_classes,
@@ -18,7 +18,6 @@ from ._common import (
     number,
     over,
     product,
-    readable,
     spread,
 )
 
@@ -118,7 +117,7 @@ def binary_focal_loss_with_logits(
 
 def _known_as_hard(target: Tensor) -> bool:
     """Whether a look at floating targets, free on the CPU, finds 0, 1 and an ignored label alone."""
-    return readable(target) and torch.equal(target, target.round())
+    return _values.on_cpu(target) and torch.equal(target, target.round())
 
 
 class FocalLoss(nn.Module):

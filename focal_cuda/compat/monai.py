@@ -98,7 +98,7 @@ class FocalLoss(nn.Module):
     def _valid(self, target: Tensor) -> Tensor:
         """[B, 1, ...]: whether a position is not ignored."""
         if target.shape[1] == 1:
-            return target != self.ignore_index
+            return ~_values.equals(target, self.ignore_index)
         if 0 <= self.ignore_index < target.shape[1]:
             return target[:, self.ignore_index].unsqueeze(1) == 0
         return target.sum(1, keepdim=True) > 0

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _arguments, _values, functional, variants
-from ._common import NOTHING, along_classes, check_choice, check_dense, check_indices, in_dtype, keep, readable
+from ._common import NOTHING, along_classes, check_choice, check_dense, check_indices, in_dtype, keep
 
 __all__ = ["FocalLoss"]
 
@@ -110,13 +110,13 @@ class FocalLoss(nn.Module):
 
     def _normalized(self, logits: Tensor, targets: Tensor) -> Tensor:
         """By class, each over its own sum of factors. A mean divides by the number of elements once more."""
-        if self.mode == "multiclass" and readable(targets):
+        if self.mode == "multiclass" and _values.on_cpu(targets):
             ignored = NOTHING if self.ignore_index is None else self.ignore_index
             _values.check_labels("smp.FocalLoss", targets, logits.shape[1], ignored, None)
         unreduced = self.reduction == "none"
         losses = []
         for x, t, counted in self._classes(logits, targets):
-            mask = None if self.ignore_index is None else counted != self.ignore_index
+            mask = None if self.ignore_index is None else ~_values.equals(counted, self.ignore_index)
             if unreduced or self.reduced_threshold is not None:
                 loss = self._normalized_elements(x, t, mask)
                 loss = loss if unreduced else loss.sum()
@@ -142,7 +142,7 @@ class FocalLoss(nn.Module):
     def _normalized_elements(self, x: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
         """The elements of one class. A factor over the sum of factors is a softmax of their logarithms, which neither
         underflows nor overflows."""
-        if readable(t):
+        if _values.on_cpu(t):
             ignored = NOTHING if self.ignore_index is None else self.ignore_index
             _values.check_dense("smp.FocalLoss", t, t == ignored, ignored, 1.0, binary=True)
         x = x.to(_arguments.computing_dtype(x))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _arguments, _ops, _values, functional, variants
-from ._common import NOTHING, check_choice, check_dense, check_rows, in_dtype, keep, over, product, readable
+from ._common import NOTHING, check_choice, check_dense, check_rows, in_dtype, keep, over, product
 
 __all__ = ["AsymmetricLossMultiLabel", "AsymmetricLossSingleLabel"]
 
@@ -72,7 +72,7 @@ class AsymmetricLossMultiLabel(nn.Module):
         try:
             return self._of_hard(x, y).float()
         except ValueError:  # the CPU's kernels have looked at the targets
-            if not readable(y) or not y.is_floating_point() or torch.equal(y, y.round()):
+            if not _values.on_cpu(y) or not y.is_floating_point() or torch.equal(y, y.round()):
                 raise
         return self._of_soft(x, y).float()
 
@@ -98,7 +98,7 @@ class AsymmetricLossMultiLabel(nn.Module):
 
     def _of_soft(self, x: Tensor, y: Tensor) -> Tensor:
         """What the kernels have no term for, without 1 - p: p_m and the logarithms keep their digits at every logit."""
-        if readable(y):
+        if _values.on_cpu(y):
             _values.check_dense(_MULTI, y, y == NOTHING, NOTHING, 1.0, binary=False)
         dtype, margin = _arguments.computing_dtype(x), self.clip or 0.0
         x, y = x.to(dtype), y.to(dtype) * (1 - self.smoothing) + self.smoothing / 2
@@ -124,9 +124,9 @@ class AsymmetricLossMultiLabel(nn.Module):
 
 def _may_be_soft(targets: Tensor) -> bool:
     """Of targets that no kernel looks at in time."""
-    if not targets.is_floating_point() or readable(targets):
+    if not targets.is_floating_point() or _values.on_cpu(targets):
         return False
-    if not targets.is_cuda or torch.compiler.is_compiling() or _ops._functorch_active():
+    if not targets.is_cuda or torch.compiler.is_compiling() or _ops.transformed():
         return True
     return torch.cuda.is_current_stream_capturing() or not torch.equal(targets, targets.round())
 
