@@ -144,7 +144,7 @@ class FocalLoss(nn.Module):
         underflows nor overflows."""
         if _values.on_cpu(t):
             ignored = NOTHING if self.ignore_index is None else self.ignore_index
-            _values.check_dense("smp.FocalLoss", t, t == ignored, ignored, 1.0, binary=True)
+            _values.check_dense("smp.FocalLoss", t, _values.equals(t, ignored), ignored, 1.0, binary=True)
         x = x.to(_arguments.computing_dtype(x))
         x = x if mask is None else torch.where(mask, x, 0.0)
         margin = torch.where(t == 1, x, -x)
@@ -165,5 +165,5 @@ class FocalLoss(nn.Module):
             yield logits, targets, targets
         else:
             for c in range(logits.shape[1]):
-                of_class = targets == c if self.mode == "multiclass" else targets[:, c]
+                of_class = _values.equals(targets, c) if self.mode == "multiclass" else targets[:, c]
                 yield logits[:, c], of_class, targets if self.mode == "multiclass" else of_class

@@ -99,7 +99,7 @@ class AsymmetricLossMultiLabel(nn.Module):
     def _of_soft(self, x: Tensor, y: Tensor) -> Tensor:
         """What the kernels have no term for, without 1 - p: p_m and the logarithms keep their digits at every logit."""
         if _values.on_cpu(y):
-            _values.check_dense(_MULTI, y, y == NOTHING, NOTHING, 1.0, binary=False)
+            _values.check_dense(_MULTI, y, _values.equals(y, NOTHING), NOTHING, 1.0, binary=False)
         dtype, margin = _arguments.computing_dtype(x), self.clip or 0.0
         x, y = x.to(dtype), y.to(dtype) * (1 - self.smoothing) + self.smoothing / 2
         p, q = torch.sigmoid(x), torch.sigmoid(-x)
