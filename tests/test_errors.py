@@ -275,6 +275,7 @@ def test_in_place_on_logits_that_must_not_change(op: str) -> None:
     fails(ValueError, op, X.clone(), T, gradient="inplace", names="require grad")
     expanded = (torch.zeros(1, 3).requires_grad_() * 1).expand(4, 3)
     fails(ValueError, op, expanded, T, gradient="inplace", names="expanded")
+    fails(ValueError, op, torch._neg_view(leaf * 1), T, gradient="inplace", names="negates")
     assert (leaf == 0).all()
 
 

@@ -81,7 +81,7 @@ const char* op_name(Family family) { return family == Family::kSigmoid ? "sigmoi
   if (problem.dense) {
     text << "dense targets " << (problem.dense_rule.binary ? "0, 1" : "in [0, 1]") << " or equal to ignore_index ("
          << problem.dense_rule.ignore_value << "), got " << name_element(targets, position)
-         << "; clamp or re-encode the targets.";
+         << "; clamp them, or of a mask take mask > 0.";
     throw std::invalid_argument(text.str());
   }
   text << "class labels in [0, " << problem.classes << ")";
