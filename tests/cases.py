@@ -103,6 +103,9 @@ ENGINES = {
     "softmax rows of a block": ("softmax_focal_loss", Shape((33, 4099))),
     "softmax rows of a cluster": ("softmax_focal_loss", Shape((5, 70_001))),
     "softmax rows swept": ("softmax_focal_loss", Shape((3, 200_003))),
+}
+# With options.
+SOFT_ENGINES = {
     "softmax soft, held": ("softmax_focal_loss", Shape((129, 19)), {"label_smoothing": 0.1}),
     "softmax soft, swept": ("softmax_focal_loss", Shape((5, 1030)), {"label_smoothing": 0.1}),
 }

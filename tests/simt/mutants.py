@@ -42,7 +42,7 @@ def plant(folder: Path, file: str, old: str, new: str, sources: tuple[str, ...] 
 
 def problem_of(library: Path, part: str = "") -> str:
     """What is wrong with the kernels of a library, held against those of the CPU; "" if nothing.
-    part: of the names in cases.ENGINES, or of HARDEST, to try."""
+    part: of the names in cases.ENGINES and SOFT_ENGINES, or of HARDEST, to try."""
     # In a process of its own: an operator can be registered once.
     command = [sys.executable, __file__, "--check", str(library), part]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -52,7 +52,7 @@ def problem_of(library: Path, part: str = "") -> str:
 
 def differs(library: Path, part: str) -> str:
     import torch
-    from cases import ENGINES, make_index, make_trained_logits
+    from cases import ENGINES, SOFT_ENGINES, make_index, make_trained_logits
     from compare import assert_agree, random_upstream, run
     from simt.emulation import Emulation
 
@@ -87,7 +87,7 @@ def differs(library: Path, part: str) -> str:
                 return str(error).splitlines()[0]
         return ""
 
-    for name, (op, shape, *options) in ENGINES.items():
+    for name, (op, shape, *options) in (ENGINES | SOFT_ENGINES).items():
         positions = torch.Size(shape.positions).numel()
         for reduction in ("mean", "none", "in place"):
             for bad_place in (None, 0, 33 % positions, positions - 1) if part in name else ():
