@@ -304,7 +304,7 @@ def check_gradient(op: str, logits: Tensor, gradient: str, reduction: str) -> st
                 f'{op}: expected logits made by a layer with gradient="inplace", got a leaf, which would lose its '
                 'values; use "auto".'
             )
-        if logits.is_neg():
+        if not torch.compiler.is_compiling() and logits.is_neg():
             raise ValueError(
                 f'{op}: expected logits as they lie in memory with gradient="inplace", got a view that negates '
                 'them (of x.conj().imag, say); use "auto".'
