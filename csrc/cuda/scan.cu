@@ -145,7 +145,8 @@ __device__ __noinline__ void stop(const FinishArguments& a, int64_t offset) {
   }
   for (int d = 0; d < naming.rank; ++d) FOCAL_PRINT(d ? ", %lld" : "%lld", static_cast<long long>(index[d]));
   if (a.dense) {
-    FOCAL_PRINT("] = %g; clamp them, or of a mask take mask > 0.", load_target<double>(a.targets, a.target_dtype, offset));
+    FOCAL_PRINT("] = %g; clamp them, or of a mask take mask > 0.",
+                load_target<double>(a.targets, a.target_dtype, offset));
   } else {
     FOCAL_PRINT("] = %lld; fix the labels or set %signore_index.",
                 static_cast<long long>(load_label(a.targets, a.target_dtype, offset)),
